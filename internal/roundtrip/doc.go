@@ -1,0 +1,36 @@
+// Package roundtrip is the one seam between redporch and Redis: session,
+// ratelimit and cacheaside send every command through a [Conn].
+//
+// A Conn adds to the user's go-redis client what all three need and what the
+// client by itself does not promise:
+//
+//   - A deadline of its own. A call returns within [Config.Timeout] (or the
+//     context's deadline, if that is sooner) whatever timeouts, retries or pool
+//     the client was configured with, and also when the server is stopped or the
+//     network swallows packets.
+//   - Coalescing. While few calls are in flight each travels alone, which is the
+//     quickest way for a single caller. Beyond that, calls that wait for the
+//     same server leave together as one pipeline (a flight, see flight.go), which
+//     costs one write and one read for all of them.
+//   - At most once. A command marked with [ScriptCmd.Once] is never sent a second
+//     time after it may have been executed: not by go-redis' retries, not by a
+//     cluster redirect, not by this package.
+//   - Scripts by digest. EVALSHA first, EVAL for those the server does not know,
+//     in pipelines as well, where go-redis' own fallback does not exist.
+//   - Classified errors, see errors.go.
+//   - A breaker: after several failures in a row calls fail at once instead of
+//     after a timeout, and probes find out when Redis is back.
+//
+// # Topologies
+//
+// *redis.Client (single server, and Sentinel by redis.NewFailoverClient) and
+// *redis.ClusterClient are supported. *redis.Ring is refused: it moves keys to
+// another shard while one is down and back afterwards, which revives deleted
+// sessions and forgets limits. Clients that read from replicas or answer from
+// go-redis' client-side cache are refused too: both may return values older than
+// an acknowledged write.
+//
+// All methods are safe for concurrent use. A Conn owns no goroutine while no call
+// is in flight, so it needs no Close, and creating one is cheap: Conns made from
+// one client share flights and breaker.
+package roundtrip

@@ -1,0 +1,304 @@
+package roundtrip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"weak"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// engine is what all Conns over one client share: lanes, and the count of calls
+// in flight.
+type engine struct {
+	user     redis.UniversalClient // as given, for Client
+	rdb      redis.UniversalClient // what commands are sent on
+	cluster  *redis.ClusterClient  // nil unless rdb is one
+	bounded  bool                  // rdb's sockets obey context deadlines
+	inflight atomic.Int64
+	lanes    *lanePair // of a single server; of a cluster whose topology is unknown yet
+
+	// Of a cluster: a pair of lanes for each master, so that a dead or slow one
+	// delays no other shard. A failover makes a new pair, since the slots then
+	// belong to another node's client.
+	byMaster    sync.Map // *redis.Client → *lanePair
+	masters     atomic.Int64
+	topology    atomic.Bool // known, so that looking up a master does no I/O
+	discovering atomic.Bool
+}
+
+// lanePair is one server's lanes. Commands that go out at most once have their
+// own, since go-redis repeats a pipeline as a whole or not at all: sharing one
+// would cost the others their retry.
+type lanePair struct {
+	breaker          breaker
+	repeatable, once lane
+}
+
+func (e *engine) newPair() *lanePair {
+	p := new(lanePair)
+	p.repeatable.eng, p.once.eng = e, e
+	p.repeatable.brk, p.once.brk = &p.breaker, &p.breaker
+	return p
+}
+
+func check(rdb redis.UniversalClient) error {
+	switch c := rdb.(type) {
+	case nil:
+		return errors.New("client is nil; pass a *redis.Client or *redis.ClusterClient")
+	case *redis.Client:
+		if c == nil {
+			return errors.New("client is a nil *redis.Client")
+		}
+		if o := c.Options(); o.ClientSideCacheConfig != nil || o.ClientSideCache != nil {
+			return errors.New("client answers reads from go-redis' client-side cache, which may be older than an acknowledged write; " +
+				"pass a client without Options.ClientSideCacheConfig and Options.ClientSideCache")
+		}
+	case *redis.ClusterClient:
+		if c == nil {
+			return errors.New("client is a nil *redis.ClusterClient")
+		}
+		if o := c.Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
+			return errors.New("cluster client reads from replicas, which may be older than an acknowledged write; " +
+				"pass a client without ReadOnly, RouteByLatency and RouteRandomly")
+		}
+	case *redis.Ring:
+		return errors.New("redis.Ring is not supported: it moves keys between shards when one goes down, " +
+			"which revives deleted sessions and forgets limits; use Redis Cluster or Sentinel")
+	case *redis.AutoPipeliner:
+		return errors.New("client is a *redis.AutoPipeliner; pass the client it was made from, calls are coalesced here")
+	}
+	return nil
+}
+
+// engines finds the engine of a client that is already in use. Both sides are
+// weak: an entry keeps neither the client nor the engine alive.
+var engines struct {
+	sync.Mutex
+	m map[any]weak.Pointer[engine]
+}
+
+func engineFor(rdb redis.UniversalClient) *engine {
+	var key any
+	switch c := rdb.(type) {
+	case *redis.Client:
+		key = weak.Make(c)
+	case *redis.ClusterClient:
+		key = weak.Make(c)
+	default:
+		return newEngine(rdb) // somebody's own type: not shared
+	}
+	engines.Lock()
+	defer engines.Unlock()
+	if e := engines.m[key].Value(); e != nil {
+		return e
+	}
+	e := newEngine(rdb)
+	if engines.m == nil {
+		engines.m = make(map[any]weak.Pointer[engine])
+	}
+	w := weak.Make(e)
+	engines.m[key] = w
+	runtime.AddCleanup(e, func(key any) {
+		engines.Lock()
+		defer engines.Unlock()
+		if engines.m[key] == w {
+			delete(engines.m, key)
+		}
+	}, key)
+	return e
+}
+
+func newEngine(rdb redis.UniversalClient) *engine {
+	e := &engine{user: rdb, rdb: rdb}
+	switch c := rdb.(type) {
+	case *redis.Client:
+		e.bounded = true
+		if o := c.Options(); !o.ContextTimeoutEnabled {
+			// A view on the same connection pool whose sockets obey context
+			// deadlines. WithTimeout gives it its own copy of the options, which
+			// no call has used yet.
+			view := c.WithTimeout(o.ReadTimeout)
+			vo := view.Options()
+			vo.WriteTimeout = o.WriteTimeout
+			vo.ContextTimeoutEnabled = true
+			e.rdb = view
+		}
+	case *redis.ClusterClient:
+		e.cluster = c
+		o := c.Options()
+		e.bounded = o.ContextTimeoutEnabled
+		if o.ClusterStateReloadInterval > 5*time.Second || o.ClusterStateReloadInterval == 0 {
+			slog.Warn("redporch: cluster client reloads its topology slowly; a dead master can stay unnoticed that long",
+				"code", "cluster-slow-reload", "interval", o.ClusterStateReloadInterval,
+				"advice", "set ClusterOptions.ClusterStateReloadInterval to 1s and ContextTimeoutEnabled to true")
+		}
+	}
+	e.lanes = e.newPair()
+	return e
+}
+
+func (e *engine) client() redis.UniversalClient { return e.user }
+
+// pairFor returns the lanes of the server that holds key.
+func (e *engine) pairFor(key string) *lanePair {
+	if e.cluster == nil {
+		return e.lanes
+	}
+	if !e.topology.Load() {
+		if e.discovering.CompareAndSwap(false, true) {
+			go func() {
+				_, err := e.cluster.MasterForKey(context.Background(), key)
+				e.topology.Store(err == nil)
+				e.discovering.Store(false)
+			}()
+		}
+		return e.lanes
+	}
+	master, err := e.cluster.MasterForKey(context.Background(), key)
+	if err != nil {
+		return e.lanes
+	}
+	if p, ok := e.byMaster.Load(master); ok {
+		return p.(*lanePair)
+	}
+	if e.masters.Add(1) > 1024 { // nodes come and go; don't keep those that went
+		e.byMaster.Clear()
+		e.masters.Store(1)
+	}
+	p, _ := e.byMaster.LoadOrStore(master, e.newPair())
+	return p.(*lanePair)
+}
+
+// exec runs cmds on the wire, runs those scripts again with their source that
+// the server did not know, and tells the breaker how it went. A
+// failure after caller ended is the caller's doing and not the server's.
+func (e *engine) exec(ctx context.Context, l *lane, cmds []redis.Cmder, caller context.Context) {
+	e.process(ctx, cmds)
+	if again := unknownScripts(cmds); again != nil {
+		e.process(ctx, again)
+	}
+	var failure error
+	for _, cmd := range cmds {
+		if err := cmd.Err(); err != nil && err != redis.Nil && !isReply(err) {
+			failure = err
+			break
+		}
+	}
+	switch {
+	case failure == nil:
+		l.brk.report(false)
+	case caller.Err() == nil:
+		l.brk.report(true)
+		e.nudge()
+	}
+}
+
+func (e *engine) process(ctx context.Context, cmds []redis.Cmder) {
+	if len(cmds) == 1 {
+		// The error is on the command as well, but not if a hook returned one.
+		if err := e.rdb.Process(ctx, cmds[0]); err != nil && cmds[0].Err() == nil {
+			cmds[0].SetErr(err)
+		}
+		return
+	}
+	p := e.rdb.Pipeline()
+	err := p.BatchProcess(ctx, cmds...)
+	if err == nil {
+		_, err = p.Exec(ctx)
+	}
+	if err != nil && !anyErr(cmds) {
+		for _, cmd := range cmds {
+			cmd.SetErr(err)
+		}
+	}
+}
+
+func anyErr(cmds []redis.Cmder) bool {
+	for _, cmd := range cmds {
+		if cmd.Err() != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// nudge makes a cluster client look at the topology again after a failure that
+// it does not take as a hint itself: only MOVED, ASK and READONLY do, and a dead
+// master answers none of them. go-redis runs at most one reload at a time.
+func (e *engine) nudge() {
+	if e.cluster != nil {
+		e.cluster.ReloadState(context.Background())
+	}
+}
+
+// EachMaster calls fn for every master, concurrently on a cluster, or once for a
+// single server, and returns the first error. fn's client must be used with
+// commands that are bounded by ctx.
+func (c *Conn) EachMaster(ctx context.Context, fn func(ctx context.Context, master redis.UniversalClient) error) error {
+	if c.eng.cluster != nil {
+		return c.eng.cluster.ForEachMaster(ctx, func(ctx context.Context, m *redis.Client) error { return fn(ctx, m) })
+	}
+	return fn(ctx, c.eng.rdb)
+}
+
+// firstKey returns the first key of a command that has its keys where most have
+// them, or "" for one without.
+func firstKey(cmd redis.Cmder) string {
+	args := cmd.Args()
+	i := 1
+	if _, ok := cmd.(*ScriptCmd); ok {
+		i = 3
+	}
+	if i >= len(args) {
+		return ""
+	}
+	switch k := args[i].(type) {
+	case string:
+		return k
+	case []byte:
+		return string(k)
+	default:
+		return fmt.Sprint(k)
+	}
+}
+
+const slots = 16384
+
+// Slot returns the hash slot of key, 0 to 16383, by the rules of the Redis
+// Cluster specification: CRC-16/XMODEM of the hash tag, or of the whole key if
+// it has none.
+func Slot(key string) uint16 {
+	if i := strings.IndexByte(key, '{'); i >= 0 {
+		if n := strings.IndexByte(key[i+1:], '}'); n > 0 {
+			key = key[i+1 : i+1+n]
+		}
+	}
+	var crc uint16
+	for i := 0; i < len(key); i++ {
+		crc = crc<<8 ^ crcTable[byte(crc>>8)^key[i]]
+	}
+	return crc % slots
+}
+
+var crcTable = func() (t [256]uint16) {
+	for i := range t {
+		crc := uint16(i) << 8
+		for range 8 {
+			if crc&0x8000 != 0 {
+				crc = crc<<1 ^ 0x1021
+			} else {
+				crc <<= 1
+			}
+		}
+		t[i] = crc
+	}
+	return t
+}()
