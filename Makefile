@@ -1,0 +1,25 @@
+# Names for the commands; each works typed by hand as well.
+.PHONY: help run test race lint ci bench
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+run: ## the example server, http://localhost:8080/
+	go run ./examples/webserver
+
+test: ## all tests; those that need redis-server say so when it is missing
+	go test ./...
+
+race: ## the same under the race detector
+	go test -race ./...
+
+lint: ## gofmt, vet, staticcheck
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
+	go vet ./...
+	go tool -modfile=tools/go.mod staticcheck ./...
+
+ci: ## everything that must hold before a change lands
+	bash .ci/run
+
+bench: ## benchmarks of the packages, for benchstat
+	go test -run '^$$' -bench . -benchmem -count 8 ./...
