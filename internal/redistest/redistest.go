@@ -142,3 +142,12 @@ func newClusterClient(t testing.TB, addrs []string, change func(*redis.ClusterOp
 func setupContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 30*time.Second)
 }
+
+// newSetupClient returns a client of this package's own; Close it.
+func newSetupClient(s *Server) *redis.Client {
+	return redis.NewClient(&redis.Options{
+		Addr:                     s.Addr(),
+		DisableIdentity:          true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	})
+}

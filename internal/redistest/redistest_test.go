@@ -1,7 +1,6 @@
 package redistest_test
 
 import (
-	"context"
 	"maps"
 	"strings"
 	"testing"
@@ -14,7 +13,6 @@ import (
 func TestMain(m *testing.M) { redistest.Main(m) }
 
 func TestRunGivesEachBodyAnEmptyRedis(t *testing.T) {
-	ctx := context.Background()
 	seen := 0
 	for range 2 {
 		redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
@@ -38,7 +36,6 @@ func TestRunGivesEachBodyAnEmptyRedis(t *testing.T) {
 }
 
 func TestCount(t *testing.T) {
-	ctx := context.Background()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		rdb.Ping(ctx)
 		got := redistest.Count(t, rdb, func() {

@@ -29,9 +29,14 @@ type Server struct {
 	tcp      bool
 	sentinel bool
 	certs    *certs
+	proxied  bool
 	port     int // 0: unix socket only
 	tlsPort  int
 	proc     *process
+
+	// Proxy stands before the server if it was started with Proxied. Addr and
+	// Client go around it.
+	Proxy *Proxy
 }
 
 // Option changes a server's configuration before it starts.
@@ -107,6 +112,12 @@ func Start(t testing.TB, opts ...Option) *Server {
 	if err != nil {
 		t.Fatalf("redistest: %v", err)
 	}
+	s.adopt(t)
+	return s
+}
+
+// adopt makes s the test's to stop.
+func (s *Server) adopt(t testing.TB) {
 	s.t = t
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -114,7 +125,9 @@ func Start(t testing.TB, opts ...Option) *Server {
 		}
 		s.remove()
 	})
-	return s
+	if s.proxied {
+		s.Proxy = NewProxy(t, s.Network(), s.Addr())
+	}
 }
 
 // launch starts a server that the caller must remove.
@@ -157,7 +170,7 @@ func (s *Server) configure() error {
 			return err
 		}
 	}
-	fmt.Fprintf(&b, "dir %s\nport %d\n", s.dir, s.port)
+	fmt.Fprintf(&b, "dir %q\nport %d\n", s.dir, s.port)
 	if s.certs != nil {
 		if err := s.configureTLS(&b); err != nil {
 			return err
@@ -172,7 +185,7 @@ func (s *Server) configure() error {
 		}
 	}
 	if !s.sentinel {
-		fmt.Fprintf(&b, "unixsocket %s\n", s.socket())
+		fmt.Fprintf(&b, "unixsocket %q\n", s.socket())
 	}
 	return os.WriteFile(s.path("redis.conf"), []byte(b.String()), 0o600)
 }

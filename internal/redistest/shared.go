@@ -44,7 +44,7 @@ func (s *shared) lease(t testing.TB) *Server {
 	if s.err != nil {
 		t.Fatalf("redistest: %v", s.err)
 	}
-	rdb := redis.NewClient(&redis.Options{Addr: s.server.Addr(), DisableIdentity: true})
+	rdb := newSetupClient(s.server)
 	defer rdb.Close()
 	ctx, cancel := setupContext()
 	defer cancel()
@@ -78,7 +78,7 @@ func startOneNode() (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	rdb := redis.NewClient(&redis.Options{Addr: s.Addr(), DisableIdentity: true})
+	rdb := newSetupClient(s)
 	defer rdb.Close()
 	ctx, cancel := setupContext()
 	defer cancel()

@@ -84,7 +84,7 @@ func (s *Server) configureTLS(w io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(w, "tls-port %d\ntls-cert-file %s\ntls-key-file %s\ntls-ca-cert-file %s\n",
+	_, err = fmt.Fprintf(w, "tls-port %d\ntls-cert-file %q\ntls-key-file %q\ntls-ca-cert-file %q\n",
 		s.tlsPort, s.path("server.crt"), s.path("server.key"), s.path("ca.crt"))
 	return errors.Join(err,
 		writePEM(s.path("ca.crt"), "CERTIFICATE", authority.Raw),

@@ -1,0 +1,181 @@
+package redistest_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/redistest"
+)
+
+// behindProxy returns a server, a proxy and a client through it that does not
+// retry and waits 100 ms for a reply.
+func behindProxy(t *testing.T) (direct, rdb *redis.Client, p *redistest.Proxy) {
+	t.Helper()
+	s := redistest.Start(t)
+	p = redistest.NewProxy(t, s.Network(), s.Addr())
+	rdb = s.Client(func(o *redis.Options) {
+		o.Network, o.Addr = "tcp", p.Addr()
+		o.MaxRetries, o.DialerRetries = -1, 1
+		o.ReadTimeout = 100 * time.Millisecond
+	})
+	return s.Client(), rdb, p
+}
+
+func TestProxyFaults(t *testing.T) {
+	t.Parallel()
+	isTimeout := func(err error) bool {
+		var netErr net.Error
+		return errors.As(err, &netErr) && netErr.Timeout()
+	}
+	isEOF := func(err error) bool { return errors.Is(err, io.EOF) }
+	isReset := func(err error) bool { return isEOF(err) || errors.Is(err, syscall.ECONNRESET) }
+	isGarbage := func(err error) bool { return err != nil && strings.Contains(err.Error(), "?what") }
+	for _, tt := range []struct {
+		name     string
+		fault    redistest.Fault
+		want     func(error) bool
+		executed int
+	}{
+		{"lose reply", redistest.Fault{LoseReply: true}, isTimeout, 1},
+		{"swallow request", redistest.Fault{SwallowRequest: true}, isTimeout, 0},
+		{"late request", redistest.Fault{DelayRequest: 200 * time.Millisecond}, isTimeout, 1},
+		{"late reply", redistest.Fault{DelayReply: 200 * time.Millisecond}, isTimeout, 1},
+		{"cut before", redistest.Fault{CutBefore: true}, isEOF, 0},
+		{"cut after", redistest.Fault{CutAfter: true}, isEOF, 1},
+		{"reset before", redistest.Fault{CutBefore: true, Reset: true}, isReset, 0},
+		{"reset after", redistest.Fault{CutAfter: true, Reset: true}, isReset, 1},
+		{"truncate", redistest.Fault{TruncateReply: 2}, isEOF, 1},
+		{"garbage", redistest.Fault{Garbage: []byte("?what\r\n")}, isGarbage, 1},
+		{"mute", redistest.Fault{Match: "nothing", Mute: true}, isTimeout, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			direct, rdb, p := behindProxy(t)
+			if err := rdb.Ping(ctx).Err(); err != nil {
+				t.Fatal(err)
+			}
+			f := tt.fault
+			if f.Match == "" {
+				f.Match = "INCR"
+			}
+			p.Set(f)
+			if err := rdb.Incr(ctx, "n").Err(); !tt.want(err) {
+				t.Errorf("INCR = %v", err)
+			}
+			if want := 1; !f.Mute && p.Hits() != want {
+				t.Errorf("Hits = %d; want %d", p.Hits(), want)
+			}
+			time.Sleep(f.DelayRequest) // it is on its way
+			p.Clear()
+			if got, _ := direct.Get(ctx, "n").Int(); got != tt.executed {
+				t.Errorf("INCR was executed %d times; want %d", got, tt.executed)
+			}
+			if err := rdb.Incr(ctx, "n").Err(); err != nil {
+				t.Errorf("INCR after Clear = %v", err)
+			}
+		})
+	}
+}
+
+func TestProxyLosesExactlyOneReply(t *testing.T) {
+	t.Parallel()
+	direct, rdb, p := behindProxy(t)
+	p.Set(redistest.Fault{Match: "incr", Skip: 3, Times: 1, LoseReply: true})
+	var failed []int
+	for i := range 10 {
+		if err := rdb.Incr(ctx, "n").Err(); err != nil {
+			failed = append(failed, i)
+		}
+		if err := rdb.Get(ctx, "n").Err(); err != nil { // does not match
+			t.Errorf("GET = %v", err)
+		}
+	}
+	if got := fmt.Sprint(failed); got != "[3]" || p.Hits() != 1 {
+		t.Errorf("INCRs that failed = %v, Hits = %d; want [3], 1", got, p.Hits())
+	}
+	if got, _ := direct.Get(ctx, "n").Int(); got != 10 {
+		t.Errorf("INCRs executed = %d; want 10", got)
+	}
+
+	// go-redis' own retry executes the command again: what this proxy is for.
+	retrying := redis.NewClient(&redis.Options{Addr: p.Addr(), DisableIdentity: true, ReadTimeout: 100 * time.Millisecond})
+	defer retrying.Close()
+	p.Set(redistest.Fault{Match: "incr", Times: 1, LoseReply: true})
+	if got, err := retrying.Incr(ctx, "n").Result(); got != 12 || err != nil {
+		t.Errorf("INCR with a retry = %d, %v; want 12, counted twice", got, err)
+	}
+}
+
+func TestProxyStrikesPipelineWhole(t *testing.T) {
+	t.Parallel()
+	direct, rdb, p := behindProxy(t)
+	rdb.Ping(ctx)
+	p.Set(redistest.Fault{Match: "marker", LoseReply: true})
+	value := strings.Repeat("x", 1<<20) // the request comes in many pieces, the name in the first
+	cmds, err := rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		pipe.Incr(ctx, "marker")
+		pipe.Set(ctx, "big", value, 0)
+		pipe.Incr(ctx, "n")
+		return nil
+	})
+	if err == nil || cmds[2].Err() == nil {
+		t.Errorf("pipeline whose reply is lost: %v, %v; want errors", err, cmds[2].Err())
+	}
+	if got, _ := direct.Get(ctx, "n").Int(); got != 1 {
+		t.Errorf("the pipeline's last command ran %d times; want 1", got)
+	}
+}
+
+func TestProxyDrip(t *testing.T) {
+	t.Parallel()
+	_, rdb, p := behindProxy(t)
+	rdb.Set(ctx, "k", "0123456789", 0)
+	p.Set(redistest.Fault{Match: "get", Drip: 2 * time.Millisecond})
+	start := time.Now()
+	if got, err := rdb.Get(ctx, "k").Result(); got != "0123456789" || err != nil {
+		t.Errorf("GET = %q, %v; want the whole value", got, err)
+	}
+	if took := time.Since(start); took < 30*time.Millisecond { // $10\r\n 0123456789 \r\n: 17 bytes
+		t.Errorf("GET took %v; want 17 bytes at 2 ms", took)
+	}
+}
+
+func TestProxyConnections(t *testing.T) {
+	t.Parallel()
+	_, rdb, p := behindProxy(t)
+	ping := func() error { return rdb.Ping(ctx).Err() }
+	if err := ping(); err != nil {
+		t.Fatal(err)
+	}
+	p.Refuse()
+	if err := ping(); err != nil {
+		t.Errorf("PING on an open connection while refusing = %v; want nil", err)
+	}
+	p.Cut(true)
+	var op *net.OpError
+	for range 2 { // the pool may meet the cut connection first
+		if err := ping(); err == nil {
+			t.Error("PING while refusing = nil; want an error")
+		} else {
+			errors.As(err, &op)
+		}
+	}
+	if op == nil || op.Op != "dial" {
+		t.Errorf("last error while refusing = %v; want a failed dial", op)
+	}
+	p.Accept(t)
+	before := p.Accepted()
+	if err := ping(); err != nil {
+		t.Errorf("PING after Accept = %v", err)
+	}
+	if got := p.Accepted() - before; got != 1 {
+		t.Errorf("connections accepted = %d; want 1", got)
+	}
+}
