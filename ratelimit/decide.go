@@ -1,0 +1,329 @@
+package ratelimit
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
+)
+
+//go:embed decide.lua
+var decideSource string
+
+var decideScript = roundtrip.NewScript(decideSource)
+
+// maxSubjects bounds the subjects of one script run, so that Redis serves others
+// in between.
+const maxSubjects = 64
+
+// subject is what a flight asks about one key under one set of policies.
+type subject struct {
+	set    *policySet
+	base   string
+	runs   []run // in order of arrival
+	leases []string
+
+	// The reply.
+	err    error
+	now    int64 // server time, µs
+	banned int64 // until, µs; 0 if not
+	snaps  []snap
+}
+
+// run is a row of neighbouring calls on one subject with the same cost, which the
+// script takes as one. What became of each call of it follows from these numbers.
+type run struct {
+	cost    int64
+	calls   int64
+	granted int64   // units, all calls together
+	took    []int64 // units per policy: fewer than granted for a shadow that was short
+	before  []int64 // units per policy that earlier runs took
+	when    []int64 // per listed policy that denied: when it admits
+}
+
+type subjectKey struct {
+	set  *policySet
+	base string
+}
+
+// send sends a flight and fills in the outcome of its calls.
+func (c *core) send(ctx context.Context, f *flight) {
+	f.sent = time.Now()
+	c.group(f)
+	var cmds []redis.Cmder
+	var parts [][]*subject
+	for i := 0; i < len(f.subject); {
+		j := i + 1
+		for j < len(f.subject) && j-i < maxSubjects && f.subject[j].set == f.subject[i].set {
+			j++
+		}
+		part := f.subject[i:j]
+		parts = append(parts, part)
+		cmds = append(cmds, c.command(part))
+		i = j
+	}
+	err := c.conn.DoEach(ctx, "decide", cmds...)
+	for i, part := range parts {
+		if err != nil {
+			fail(part, err)
+			continue
+		}
+		cmd := cmds[i].(*roundtrip.ScriptCmd)
+		if e := cmd.Err(); e != nil {
+			fail(part, c.conn.Classify("decide", e))
+			continue
+		}
+		if e := parse(part, cmd); e != nil {
+			fail(part, e)
+		}
+	}
+}
+
+func fail(part []*subject, err error) {
+	for _, s := range part {
+		s.err = err
+	}
+}
+
+// group sorts the calls of a flight by set and subject.
+func (c *core) group(f *flight) {
+	if len(f.calls) == 1 {
+		cl := &f.calls[0]
+		s := &subject{set: cl.set, base: cl.base}
+		s.line(cl)
+		cl.subject = s
+		f.subject = []*subject{s}
+		return
+	}
+	found := make(map[subjectKey]*subject, len(f.calls))
+	mixed := false
+	for i := range f.calls {
+		cl := &f.calls[i]
+		if cl.left {
+			continue
+		}
+		k := subjectKey{cl.set, cl.base}
+		s := found[k]
+		if s == nil {
+			s = &subject{set: cl.set, base: cl.base}
+			found[k] = s
+			f.subject = append(f.subject, s)
+			mixed = mixed || cl.set != f.subject[0].set
+		}
+		cl.subject = s
+		s.line(cl)
+	}
+	if mixed {
+		slices.SortStableFunc(f.subject, func(a, b *subject) int { return int(a.set.id) - int(b.set.id) })
+	}
+}
+
+// command builds the script run for subjects of one set.
+func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
+	set := part[0].set
+	keys := make([]string, 0, len(part)*(1+len(set.policies)))
+	args := make([]any, 0, 3+6*len(set.policies)+4*len(part))
+	args = append(args, set.header...)
+	for _, s := range part {
+		keys = append(keys, s.base)
+		for i := range set.policies {
+			keys = append(keys, s.base+set.policies[i].suffix)
+		}
+		if set.phased {
+			args = append(args, phase(s.base))
+		}
+		args = append(args, len(s.runs))
+		for i := range s.runs {
+			args = append(args, s.runs[i].cost, s.runs[i].calls)
+			if set.leased {
+				args = append(args, s.leases[i])
+			}
+		}
+	}
+	return decideScript.Cmd(context.Background(), keys, args...).Once()
+}
+
+// line puts a call in the subject's row: into the last run if it can be taken
+// together with it, or into a new one.
+func (s *subject) line(cl *call) {
+	if n := len(s.runs) - 1; n >= 0 && cl.cost >= 0 && s.runs[n].cost == cl.cost && !s.set.leased {
+		cl.order = s.runs[n].calls
+		cl.run = int32(n)
+		s.runs[n].calls++
+		return
+	}
+	cl.run, cl.order = int32(len(s.runs)), 0
+	s.runs = append(s.runs, run{cost: cl.cost, calls: 1})
+	if s.set.leased {
+		s.leases = append(s.leases, cl.lease)
+	}
+}
+
+var errReply = &roundtrip.Error{Package: "ratelimit", Op: "decide", Kind: roundtrip.ErrBug,
+	Err: errors.New("the script's reply is not as expected")}
+
+// parse reads a reply and works out what became of each call.
+func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
+	reply, err := cmd.Slice()
+	if err != nil {
+		return errReply
+	}
+	r := reader{reply: reply}
+	now := r.next()
+	for _, s := range part {
+		s.now = now
+		if s.banned = r.next(); s.banned > 0 {
+			continue
+		}
+		s.snaps = make([]snap, len(s.set.policies))
+		for i := range s.snaps {
+			s.snaps[i] = snap{r.next(), r.next(), r.next()}
+		}
+		s.replay(r.next)
+	}
+	if r.bad || len(r.reply) > 0 {
+		return errReply
+	}
+	return nil
+}
+
+type reader struct {
+	reply []any
+	bad   bool
+}
+
+func (r *reader) next() int64 {
+	if len(r.reply) == 0 {
+		r.bad = true
+		return 0
+	}
+	n, ok := r.reply[0].(int64)
+	r.reply = r.reply[1:]
+	if !ok {
+		r.bad = true
+	}
+	return n
+}
+
+// replay repeats the script's decisions on the state it returned: the same
+// integers, so the same outcome. next returns the times at which listed policies
+// admit what they denied.
+func (s *subject) replay(next func() int64) {
+	np := len(s.set.policies)
+	left := make([]int64, np)
+	for i := range left {
+		left[i] = s.set.policies[i].left(s.snaps[i], 0, s.now)
+	}
+	nums := make([]int64, np*3*len(s.runs))
+	for i := range s.runs {
+		r := &s.runs[i]
+		r.before, r.took, r.when, nums = nums[:np:np], nums[np:2*np:2*np], nums[2*np:3*np:3*np], nums[3*np:]
+		if i > 0 {
+			for p := range r.before {
+				r.before[p] = s.runs[i-1].before[p] + s.runs[i-1].took[p]
+			}
+		}
+		room := int64(maxExact)
+		for p := range left {
+			if !s.set.policies[p].shadow {
+				room = min(room, left[p])
+			}
+		}
+		room = max(room, 0)
+		n := int64(0)
+		switch {
+		case r.cost > 0:
+			n = min(room/r.cost, r.calls)
+			r.granted = n * r.cost
+		case r.cost < 0:
+			r.granted = min(room, -r.cost)
+		}
+		for p := range left {
+			pol := &s.set.policies[p]
+			took, all := r.granted, n == r.calls
+			if pol.shadow {
+				l := max(left[p], 0)
+				if r.cost > 0 {
+					if m := l / r.cost; m < n {
+						took, all = m*r.cost, false
+					}
+				} else {
+					took = min(took, l)
+				}
+			}
+			r.took[p] = took
+			left[p] -= took
+			if need := max(r.cost, 1); pol.listed() && need > left[p] && need <= pol.cap && !(r.cost > 0 && all) {
+				r.when[p] = next()
+			}
+		}
+	}
+}
+
+// result tells the n-th call of a run what became of it.
+func (s *subject) result(r *run, n int64) Result {
+	res := Result{At: time.UnixMicro(s.now)}
+	if s.banned > 0 {
+		res.Banned = true
+		res.RetryAfter = after(s.banned, s.now)
+		res.NextAfter, res.ResetAfter = res.RetryAfter, res.RetryAfter
+		return res
+	}
+	need := max(r.cost, 1)
+	switch {
+	case r.cost > 0:
+		if res.Allowed = n < r.granted/r.cost; res.Allowed {
+			res.Granted = r.cost
+		}
+	case r.cost < 0:
+		res.Granted = r.granted
+		res.Allowed = r.granted > 0
+	default:
+		res.Allowed = true // unless a policy has nothing left, see below
+	}
+	res.Policies = make([]PolicyResult, len(s.snaps))
+	for i := range s.snaps {
+		p := &s.set.policies[i]
+		before, total := r.before[i], r.before[i]+r.took[i]
+		if r.cost > 0 {
+			m := r.took[i] / r.cost
+			before += min(n, m) * r.cost
+			total = r.before[i] + min(n+1, m)*r.cost
+		}
+		admitted := p.left(s.snaps[i], before, s.now) >= need
+		if r.cost == 0 && !admitted && !p.shadow {
+			res.Allowed = false
+		}
+		res.Policies[i] = p.result(s.snaps[i], total, need, s.now, r.when[i], admitted)
+	}
+	res.summarise()
+	return res
+}
+
+// summarise fills in the deciding policy from the policies.
+func (r *Result) summarise() {
+	var d *PolicyResult
+	for i := range r.Policies {
+		p := &r.Policies[i]
+		switch {
+		case p.Shadow || !r.Allowed && p.Allowed:
+		case d == nil,
+			r.Allowed && p.Remaining < d.Remaining,
+			!r.Allowed && p.RetryAfter > d.RetryAfter:
+			d = p
+		}
+	}
+	if d == nil {
+		return
+	}
+	r.Policy, r.Limit, r.Remaining = d.Name, d.Limit, d.Remaining
+	r.NextAfter, r.ResetAfter = d.NextAfter, d.ResetAfter
+	if !r.Allowed {
+		r.RetryAfter = d.RetryAfter
+	}
+}

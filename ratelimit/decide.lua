@@ -1,0 +1,296 @@
+-- decide.lua: decide merged calls on one or several subjects under a set of policies, all or nothing.
+--
+-- KEYS     for each subject: its ban (string), then one state key per policy, in the order of the policies
+-- KEYS[n]  string  ban: until, microseconds since the Unix epoch
+-- KEYS[n]  string  fixed window "start:used:window", microseconds
+-- KEYS[n]  string  token bucket "level:since:periodxtick", level in token·ticks, since in microseconds
+-- KEYS[n]  string  sliding window "start:previous:current:window", microseconds
+-- KEYS[n]  zset    sliding log, score = microseconds, member = "units so far:units of this entry"
+-- KEYS[n]  zset    concurrency, score = end of the lease in microseconds, member = lease
+-- ARGV[1]  int     policies, np
+-- ARGV[2]  0|1     each subject sends its phase
+-- ARGV[3]  0|1     each run sends a lease id
+-- ARGV[4…] per policy: algorithm (f, b, c, l, n), limit, window in microseconds,
+--          extra (f: offset, -1 anchored, -2 phased; b: burst), tick in microseconds, shadow 0|1
+-- then     per subject: phase if ARGV[2], number of runs, per run: cost, calls, lease id if ARGV[3];
+--          cost > 0 is charged whole, cost < 0 is up to -cost for one call, 0 is a peek
+-- Returns  {now, per subject: ban or 0 and, unless banned, three numbers per policy that describe its
+--          state before the calls, then the times at which logs and leases admit what they denied}
+-- Writes   the state keys of policies that admitted something, with a TTL that outlives what they hold
+-- Source   sliding window: Cloudflare, "Counting things", 2017; token bucket: GCRA, ITU-T I.371
+local t = redis.call('TIME')
+local now = t[1] * 1000000 + t[2]
+local np = tonumber(ARGV[1])
+local phased, leased = ARGV[2] == '1', ARGV[3] == '1'
+local floor, ceil, match, fmt = math.floor, math.ceil, string.match, string.format
+local exact = 9007199254740991
+local algo, limit, win, sig, extra, tick, shadow = {}, {}, {}, {}, {}, {}, {}
+local a = 4
+for i = 1, np do
+  algo[i], limit[i], sig[i] = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2]
+  win[i], extra[i], tick[i] = tonumber(sig[i]), tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
+  shadow[i] = ARGV[a + 5] == '1'
+  a = a + 6
+end
+local vals = redis.call('MGET', unpack(KEYS))
+local out = { now }
+local o = 1
+local at = 0
+while at < #KEYS do
+  local phase = 0
+  if phased then phase = tonumber(ARGV[a]) a = a + 1 end
+  local runs = tonumber(ARGV[a])
+  a = a + 1
+  local ban = vals[at + 1] and tonumber(vals[at + 1]) or 0
+  if ban > now then
+    o = o + 1
+    out[o] = ban
+    a = a + runs * (leased and 3 or 2)
+  else
+    o = o + 1
+    out[o] = 0
+    local P, avail, total = {}, {}, {}
+    for i = 1, np do
+      local key, v, w, al = KEYS[at + 1 + i], vals[at + 1 + i], win[i], algo[i]
+      local p = {}
+      local x, y, z = 0, 0, 0
+      if al == 'f' then
+        local off = extra[i]
+        x = now
+        if off ~= -1 then
+          if off == -2 then off = phase % w end
+          x = now - (now - off) % w
+        end
+        if v then
+          local s, u, g = match(v, '^(%d+):(%d+):(%d+)$')
+          if s then
+            s, u = tonumber(s), tonumber(u)
+            if s > now then
+              if s - now <= w then x, y = s, u end
+            elseif extra[i] == -1 then
+              if now - s < w then x, y = s, u end
+            elseif s >= x then
+              y = u
+            end
+            p.keep = y > 0 and g == sig[i]
+          end
+        end
+        avail[i] = limit[i] - y
+      elseif al == 'b' then
+        local k = tick[i]
+        local wt, nt = w / k, floor(now / k)
+        local full = extra[i] * wt
+        x, y = nt, 0
+        if v then
+          local l, s, g, gk = match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
+          if l then
+            l, s = tonumber(l), floor(s / k)
+            if g ~= sig[i] or tonumber(gk) ~= k then
+              l = ceil(l / (g / gk))
+              local most = floor(exact / wt)
+              if l > most then l = most end
+              l = l * wt
+            end
+            local el = nt - s
+            if el < 0 then
+              if -el <= ceil(full / limit[i]) then x, y = s, l end
+            elseif el < ceil(l / limit[i]) then
+              y = l - el * limit[i]
+            end
+            if y == 0 then x = nt end
+          end
+        end
+        avail[i] = floor((full - y) / wt)
+      elseif al == 'c' then
+        local k = tick[i]
+        local wt = w / k
+        x = now - now % w
+        if v then
+          local s, pr, cu, g = match(v, '^(%d+):(%d+):(%d+):(%d+)$')
+          if s then
+            s, pr, cu = tonumber(s), tonumber(pr), tonumber(cu)
+            if g ~= sig[i] then
+              local ow = tonumber(g)
+              local left = s + ow - now
+              if left > 2 * ow then
+                pr, cu = 0, 0
+              elseif left < -ow then
+                pr, cu = 0, 0
+              elseif left <= 0 then
+                pr = 0
+              else
+                if left > ow then left = ow end
+                while pr * left > exact do
+                  left, ow = ceil(left / 10), floor(ow / 10)
+                end
+                pr = ceil(pr * left / ow)
+              end
+              z = cu + pr
+              local most = floor(exact / wt)
+              if z > most then z = most end
+            elseif s == x or s == x + w then
+              x, y, z = s, pr, cu
+            elseif s == x - w then
+              y = cu
+            end
+          end
+        end
+        local e = floor((now - x) / k)
+        if e < 0 then e = 0 end
+        avail[i] = floor(((limit[i] - z) * wt - y * (wt - e)) / wt)
+        p.e = e
+      elseif al == 'l' then
+        -- x units used, y time of the oldest live entry, z time of the newest
+        local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
+        p.cum, p.t = 0, now
+        if last[1] then
+          z = tonumber(last[2])
+          if z - now > w then
+            p.drop = true
+            z = 0
+          else
+            p.cum = tonumber(match(last[1], '^(%d+)'))
+            if z > now then p.t = z end
+            if z > now - w then
+              local first = redis.call('ZRANGEBYSCORE', key, fmt('(%.0f', now - w), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+              local c, k = match(first[1], '^(%d+):(%d+)$')
+              x, y = p.cum - c + k, tonumber(first[2])
+            end
+          end
+        end
+        avail[i] = limit[i] - x
+      else
+        -- x units held, y end of the lease that ends first, z end of the one that ends last
+        p.hi = fmt('%.0f', now + 2 * w)
+        local low = fmt('(%.0f', now)
+        x = redis.call('ZCOUNT', key, low, p.hi)
+        if x > 0 then
+          y = tonumber(redis.call('ZRANGEBYSCORE', key, low, p.hi, 'WITHSCORES', 'LIMIT', 0, 1)[2])
+          z = tonumber(redis.call('ZREVRANGEBYSCORE', key, p.hi, low, 'WITHSCORES', 'LIMIT', 0, 1)[2])
+        end
+        avail[i] = limit[i] - x
+      end
+      p.x, p.y, p.z = x, y, z
+      P[i], total[i] = p, 0
+      out[o + 1], out[o + 2], out[o + 3] = x, y, z
+      o = o + 3
+    end
+    -- In arrival order: the same as the calls one after another at this instant.
+    for r = 1, runs do
+      local c, k = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
+      a = a + 2
+      local id
+      if leased then id = ARGV[a] a = a + 1 end
+      local room
+      for i = 1, np do
+        if not shadow[i] then
+          local left = avail[i] - total[i]
+          if not room or left < room then room = left end
+        end
+      end
+      if not room then room = exact elseif room < 0 then room = 0 end
+      local n, g, need = 0, 0, 1
+      if c > 0 then
+        need = c
+        n = floor(room / c)
+        if n > k then n = k end
+        g = n * c
+      elseif c < 0 then
+        g = room < -c and room or -c
+      end
+      for i = 1, np do
+        local took, all = g, n == k
+        if shadow[i] then
+          local left = avail[i] - total[i]
+          if left < 0 then left = 0 end
+          if c > 0 then
+            local m = floor(left / c)
+            if m < n then took, all = m * c, false end
+          elseif left < took then
+            took = left
+          end
+        end
+        total[i] = total[i] + took
+        if algo[i] == 'n' and took > 0 then
+          local ids = P[i].ids or {}
+          P[i].ids = ids
+          ids[#ids + 1] = id
+          for u = 2, took do ids[#ids + 1] = fmt('%s:%.0f', id, u) end
+        end
+        local left = avail[i] - total[i]
+        if need > left and need <= limit[i] and not (c > 0 and all) then
+          local key, p = KEYS[at + 1 + i], P[i]
+          if algo[i] == 'l' then
+            -- the first entry after whose end enough units are free
+            local target = p.cum + total[i] + need - limit[i]
+            if target ~= p.target then
+              p.target = target
+              if target > p.cum then
+                p.when = p.t + win[i]
+              else
+                local lo = redis.call('ZCOUNT', key, '-inf', now - win[i])
+                local hi = redis.call('ZCARD', key) - 1
+                while lo < hi do
+                  local mid = floor((lo + hi) / 2)
+                  local e = redis.call('ZRANGE', key, mid, mid)
+                  if tonumber(match(e[1], '^(%d+)')) >= target then hi = mid else lo = mid + 1 end
+                end
+                p.when = redis.call('ZRANGE', key, lo, lo, 'WITHSCORES')[2] + win[i]
+              end
+            end
+            o = o + 1
+            out[o] = p.when
+          elseif algo[i] == 'n' then
+            local nth = need - left
+            local when = now + win[i]
+            if nth <= p.x then
+              local e = redis.call('ZRANGEBYSCORE', key, fmt('(%.0f', now), p.hi, 'WITHSCORES', 'LIMIT', nth - 1, 1)
+              when = tonumber(e[2])
+            end
+            o = o + 1
+            out[o] = when
+          end
+        end
+      end
+    end
+    for i = 1, np do
+      local n = total[i]
+      if n > 0 then
+        local key, p, w, al = KEYS[at + 1 + i], P[i], win[i], algo[i]
+        if al == 'f' then
+          if p.keep then
+            redis.call('SET', key, fmt('%.0f:%.0f:%s', p.x, p.y + n, sig[i]), 'KEEPTTL')
+          else
+            redis.call('SET', key, fmt('%.0f:%.0f:%s', p.x, p.y + n, sig[i]), 'PX', ceil((p.x + w - now) / 1000))
+          end
+        elseif al == 'b' then
+          local k = tick[i]
+          local l = p.y + n * (w / k)
+          local ends = (p.x + ceil(l / limit[i])) * k
+          redis.call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l, p.x * k, sig[i], k), 'PX', ceil((ends - now) / 1000) + 1)
+        elseif al == 'c' then
+          redis.call('SET', key, fmt('%.0f:%.0f:%.0f:%s', p.x, p.y, p.z + n, sig[i]), 'PX', ceil((p.x + 2 * w - now) / 1000))
+        elseif al == 'l' then
+          if p.drop then
+            redis.call('DEL', key)
+          else
+            -- A bounded share of what has ended, so that no call pays for all.
+            local ended = redis.call('ZCOUNT', key, '-inf', now - w)
+            if ended > 0 then redis.call('ZREMRANGEBYRANK', key, 0, ended > 100 and 99 or ended - 1) end
+          end
+          redis.call('ZADD', key, p.t, fmt('%.0f:%.0f', p.cum + n, n))
+          redis.call('PEXPIRE', key, ceil((p.t + w - now) / 1000))
+        else
+          redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+          redis.call('ZREMRANGEBYSCORE', key, '(' .. p.hi, '+inf')
+          local ends, ids = now + w, p.ids
+          for u = 1, #ids do redis.call('ZADD', key, ends, ids[u]) end
+          if p.z > ends then ends = p.z end
+          redis.call('PEXPIRE', key, ceil((ends - now) / 1000))
+        end
+      end
+    end
+  end
+  at = at + 1 + np
+end
+return out

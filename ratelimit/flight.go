@@ -1,0 +1,183 @@
+package ratelimit
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redporch/redporch/internal/roundtrip"
+)
+
+// Group commit: calls that come while Redis is busy with earlier ones gather in
+// the next flight, which leaves as soon as one has landed. No timer holds a call
+// back. Calls on the same key run the script once, with their costs in order of
+// arrival; see decide.go for what a flight sends.
+
+const (
+	// maxFlying flights of a lane may be in the air: Redis works on one while the
+	// replies of the other are handed out.
+	maxFlying = 2
+	// maxFlight bounds the calls of a flight.
+	maxFlight = 4096
+)
+
+// lane carries the calls of one server, or of one slot of a cluster, where
+// flights of different slots are joined by the Conn for each master.
+type lane struct {
+	mu      sync.Mutex
+	waiting *flight
+	flying  int
+}
+
+// lanes finds the lane of a key.
+type lanes struct {
+	one    lane
+	bySlot *[16384]atomic.Pointer[lane] // of a cluster
+}
+
+func (l *lanes) of(base string) *lane {
+	if l.bySlot == nil {
+		return &l.one
+	}
+	p := &l.bySlot[roundtrip.Slot(base)]
+	if ln := p.Load(); ln != nil {
+		return ln
+	}
+	p.CompareAndSwap(nil, new(lane))
+	return p.Load()
+}
+
+// call is one caller's part of a flight.
+type call struct {
+	set  *policySet
+	base string // of its keys, see keys
+	// cost > 0 is taken whole, < 0 is up to -cost, 0 is a peek.
+	cost  int64
+	lease string // for sets with leases
+	left  bool   // the caller left before take-off
+
+	// The outcome, read after landing.
+	subject *subject
+	run     int32 // of the subject
+	order   int64 // within the run
+}
+
+type flight struct {
+	calls   []call
+	inAir   bool
+	sent    time.Time
+	landed  chan struct{} // nil if a caller flies alone
+	subject []*subject
+}
+
+// fly sends one call and returns its flight and seat, once it has landed. The
+// error is non-nil if the caller stopped waiting; took reports whether the call
+// may have been sent by then.
+func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool, err error) {
+	ln := c.lanes.of(cl.base)
+	ln.mu.Lock()
+	if c.cfg.NoCoalesce {
+		ln.mu.Unlock()
+		f = &flight{calls: []call{cl}}
+		c.send(ctx, f)
+		return f, 0, true, nil
+	}
+	if ln.waiting == nil && ln.flying < maxFlying {
+		// Nobody to share with: the caller flies itself.
+		ln.flying++
+		ln.mu.Unlock()
+		f = &flight{calls: []call{cl}}
+		c.send(ctx, f)
+		ln.mu.Lock()
+		if ln.waiting != nil {
+			go c.pilot(ln)
+		} else {
+			ln.flying--
+		}
+		ln.mu.Unlock()
+		return f, 0, true, nil
+	}
+	f = ln.waiting
+	if f == nil || len(f.calls) >= maxFlight {
+		if f != nil {
+			ln.mu.Unlock()
+			f = &flight{calls: []call{cl}}
+			c.send(ctx, f)
+			return f, 0, true, nil
+		}
+		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, 32)}
+		ln.waiting = f
+	}
+	seat = len(f.calls)
+	f.calls = append(f.calls, cl)
+	ln.mu.Unlock()
+
+	timer := timers.Get().(*time.Timer)
+	timer.Reset(c.cfg.Timeout)
+	select {
+	case <-f.landed:
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-timer.C:
+		err = context.DeadlineExceeded
+	}
+	timer.Stop()
+	timers.Put(timer)
+	if err == nil {
+		return f, seat, true, nil
+	}
+	ln.mu.Lock()
+	took = f.inAir
+	if !took {
+		f.calls[seat].left = true
+	}
+	ln.mu.Unlock()
+	return f, seat, took, err
+}
+
+// timers keeps stopped timers, whose channels hold no old tick since Go 1.23.
+var timers = sync.Pool{New: func() any {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
+}}
+
+// pilot sends flights until nobody waits.
+func (c *core) pilot(ln *lane) {
+	for {
+		ln.board()
+		ln.mu.Lock()
+		f := ln.waiting
+		if f == nil {
+			ln.flying--
+			ln.mu.Unlock()
+			return
+		}
+		ln.waiting = nil
+		f.inAir = true
+		ln.mu.Unlock()
+		c.send(context.Background(), f)
+		close(f.landed)
+	}
+}
+
+// board lets the callers that the last flight woke come back with their next
+// call. It yields while calls keep coming and never sleeps.
+func (ln *lane) board() {
+	seen := 0
+	for range 4 {
+		runtime.Gosched()
+		ln.mu.Lock()
+		n := 0
+		if ln.waiting != nil {
+			n = len(ln.waiting.calls)
+		}
+		ln.mu.Unlock()
+		if n == seen || n >= maxFlight {
+			return
+		}
+		seen = n
+	}
+}

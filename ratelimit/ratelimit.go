@@ -1,0 +1,225 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
+)
+
+// Limiter decides whether calls may proceed, by policies whose state is in Redis.
+// It is safe for concurrent use and owns nothing that needs closing.
+type Limiter struct {
+	*core
+	set *policySet
+}
+
+// core is what a Limiter shares with those made from it by With.
+type core struct {
+	cfg   Config
+	conn  *roundtrip.Conn
+	keys  *keys
+	lanes lanes
+	down  atomic.Bool // Redis was unavailable to the last decision
+	sets  atomic.Int64
+}
+
+// policySet is a list of policies made ready for the scripts.
+type policySet struct {
+	id       int64
+	policies []compiled
+	header   []any
+	most     int64 // cost above which no policy ever admits
+	phased   bool
+	leased   bool
+}
+
+// New returns a Limiter over rdb, which stays the caller's to close: a
+// *redis.Client (also one for Sentinel) or a *redis.ClusterClient. It dials
+// nothing. A call is admitted if every policy admits it, and then taken from all
+// of them; there must be at least one, and their names must differ, not only in
+// case. The error lists everything that is wrong.
+func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, error) {
+	errs := cfg.check()
+	conn, err := roundtrip.New(rdb, roundtrip.Config{Name: "ratelimit", Timeout: max(cfg.Timeout, 0), NoCoalesce: cfg.NoCoalesce})
+	if err != nil {
+		errs = append(errs, fmt.Errorf("ratelimit: %w", err))
+	}
+	if err := checkAll(policies); err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	c := &core{cfg: cfg, conn: conn, keys: newKeys(cfg.Prefix, cfg.Secret, cfg.PlainKeys)}
+	if conn.IsCluster() {
+		c.lanes.bySlot = new([16384]atomic.Pointer[lane])
+	}
+	return &Limiter{core: c, set: c.newSet(policies)}, nil
+}
+
+// With returns a Limiter with other policies for the same keys, such as those of
+// a tier or of one route. It shares connection, flights, bans and denials with l.
+// A policy with the name and algorithm of one of l's shares its state: units used
+// under one limit count under the other. It is cheap, yet better made once for a
+// tier than for each call. The error lists everything that is wrong.
+func (l *Limiter) With(policies ...Policy) (*Limiter, error) {
+	if err := checkAll(policies); err != nil {
+		return nil, err
+	}
+	return &Limiter{core: l.core, set: l.core.newSet(policies)}, nil
+}
+
+// Policies returns the limiter's policies, in the order given.
+func (l *Limiter) Policies() []Policy {
+	ps := make([]Policy, len(l.set.policies))
+	for i := range ps {
+		ps[i] = l.set.policies[i].Policy
+	}
+	return ps
+}
+
+func checkAll(policies []Policy) error {
+	var errs []error
+	if len(policies) == 0 {
+		errs = append(errs, errors.New("ratelimit: no policy given; pass at least one, such as SlidingLog(\"api\", 100, time.Minute)"))
+	}
+	if len(policies) > maxPolicies {
+		errs = append(errs, fmt.Errorf("ratelimit: %d policies given; use at most %d", len(policies), maxPolicies))
+	}
+	seen := make(map[string]bool)
+	for _, p := range policies {
+		if err := p.check(); err != nil {
+			errs = append(errs, err)
+		}
+		name := strings.ToLower(p.name)
+		if seen[name] && p.algo != 0 {
+			errs = append(errs, fmt.Errorf("ratelimit: policy %q: the name is taken by an earlier policy; names must differ, not only in case", p.name))
+		}
+		seen[name] = true
+	}
+	return errors.Join(errs...)
+}
+
+// maxPolicies bounds the keys of one script run.
+const maxPolicies = 16
+
+func (c *core) newSet(policies []Policy) *policySet {
+	s := &policySet{id: c.sets.Add(1)}
+	for _, p := range policies {
+		if p.down == FailDefault {
+			p.down = c.cfg.OnUnavailable
+		}
+		cp := p.compile()
+		s.policies = append(s.policies, cp)
+		s.most = max(s.most, cp.cap)
+		s.phased = s.phased || p.offset == phased
+		s.leased = s.leased || p.algo == concurrency
+	}
+	flag := map[bool]string{false: "0", true: "1"}
+	s.header = append(s.header, len(policies), flag[s.phased], flag[s.leased])
+	for i := range s.policies {
+		s.header = append(s.header, s.policies[i].args[:]...)
+	}
+	return s
+}
+
+// Allow takes one unit for key if every policy admits it.
+//
+// The error is non-nil only for misuse, for data in Redis that is not a
+// limiter's, or if ctx ended first; the Result is then a denial. Redis being
+// unavailable is no error: the failure policy decides, Result.Source and
+// Result.Err tell.
+func (l *Limiter) Allow(ctx context.Context, key string) (Result, error) {
+	return l.take(ctx, key, 1)
+}
+
+// AllowN takes n units for key if every policy admits all of them, and none
+// otherwise. 0 is a Peek; a negative n is an error. Errors are those of Allow.
+func (l *Limiter) AllowN(ctx context.Context, key string, n int64) (Result, error) {
+	if n < 0 {
+		return Result{}, fmt.Errorf("ratelimit: cost %d is negative; use Refund to give back", n)
+	}
+	return l.take(ctx, key, n)
+}
+
+// AllowUpTo takes as many units for key as every policy admits, at most n, which
+// must be 1 or more. Result.Granted tells how many; Allowed is false if there were
+// none. Errors are those of Allow.
+func (l *Limiter) AllowUpTo(ctx context.Context, key string, n int64) (Result, error) {
+	if n < 1 {
+		return Result{}, fmt.Errorf("ratelimit: cost %d is less than 1", n)
+	}
+	return l.take(ctx, key, -n)
+}
+
+// Peek tells what one unit for key would get, and takes nothing. It writes
+// nothing to Redis. Errors are those of Allow.
+func (l *Limiter) Peek(ctx context.Context, key string) (Result, error) {
+	return l.take(ctx, key, 0)
+}
+
+// take decides about cost units: < 0 is up to -cost.
+func (l *Limiter) take(ctx context.Context, key string, cost int64) (Result, error) {
+	if l.cfg.Hooks.OnDecision == nil {
+		return l.decide(ctx, key, cost, "")
+	}
+	start := time.Now()
+	r, err := l.decide(ctx, key, cost, "")
+	l.cfg.Hooks.decided(max(cost, -cost), &r, err, time.Since(start))
+	return r, err
+}
+
+func (l *Limiter) decide(ctx context.Context, key string, cost int64, lease string) (Result, error) {
+	if err := ctx.Err(); err != nil {
+		return Result{}, ended(err, false)
+	}
+	// More than any policy admits is all the same.
+	cost = max(min(cost, l.set.most+1), -l.set.most)
+	if l.set.leased && lease == "" && cost != 0 {
+		lease = newLease()
+	}
+	cl := call{set: l.set, base: l.keys.base(key), cost: cost, lease: lease}
+	f, seat, took, err := l.fly(ctx, cl)
+	if err != nil {
+		if cause := ctx.Err(); cause != nil {
+			return Result{}, ended(cause, took)
+		}
+		return l.unavailable(key, cost, &roundtrip.Error{Package: "ratelimit", Op: "decide",
+			Kind: roundtrip.ErrTimeout, MaybeExecuted: took, Err: err})
+	}
+	done := &f.calls[seat]
+	s := done.subject
+	if s.err != nil {
+		if cause := ctx.Err(); cause != nil {
+			return Result{}, ended(cause, roundtrip.MaybeExecuted(s.err))
+		}
+		if !errors.Is(s.err, ErrUnavailable) && !errors.Is(s.err, context.Canceled) {
+			return Result{}, s.err
+		}
+		return l.unavailable(key, cost, s.err)
+	}
+	if l.down.Load() && l.down.CompareAndSwap(true, false) {
+		l.cfg.Hooks.changed(true, nil)
+	}
+	var r *run
+	if s.banned == 0 {
+		r = &s.runs[done.run]
+	}
+	return s.result(r, done.order), nil
+}
+
+// ended is the error of a call whose context ended.
+func ended(cause error, maybe bool) error {
+	kind := context.Canceled
+	if errors.Is(cause, context.DeadlineExceeded) {
+		kind = roundtrip.ErrTimeout
+	}
+	return &roundtrip.Error{Package: "ratelimit", Op: "decide", Kind: kind, MaybeExecuted: maybe, Err: cause}
+}
