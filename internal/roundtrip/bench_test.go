@@ -16,7 +16,7 @@ import (
 // so that a drift of the machine's speed hits all of them.
 func BenchmarkCallers(b *testing.B) {
 	s := redistest.Start(b, redistest.TCP())
-	rdb := s.Client(nil)
+	rdb := s.Client()
 	ctx := context.Background()
 	rdb.Set(ctx, "k", "0123456789abcdef", 0)
 	ap, err := rdb.AutoPipeline()

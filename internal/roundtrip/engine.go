@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -120,17 +119,18 @@ func newEngine(rdb redis.UniversalClient) *engine {
 	e := &engine{user: rdb, rdb: rdb}
 	switch c := rdb.(type) {
 	case *redis.Client:
-		e.bounded = true
-		if o := c.Options(); !o.ContextTimeoutEnabled {
-			// A view on the same connection pool whose sockets obey context
-			// deadlines. WithTimeout gives it its own copy of the options, which
-			// no call has used yet.
-			view := c.WithTimeout(o.ReadTimeout)
-			vo := view.Options()
-			vo.WriteTimeout = o.WriteTimeout
-			vo.ContextTimeoutEnabled = true
-			e.rdb = view
-		}
+		// A view on the same connection pool whose sockets obey context
+		// deadlines, and which leaves retries to retry.go: go-redis' own forget
+		// the reason when a deadline ends them, and with it whether the command
+		// may have been executed. WithTimeout gives the view its own copy of the
+		// options, which no call has used yet.
+		o := c.Options()
+		view := c.WithTimeout(o.ReadTimeout)
+		vo := view.Options()
+		vo.WriteTimeout = o.WriteTimeout
+		vo.ContextTimeoutEnabled = true
+		vo.MaxRetries = 0
+		e.rdb, e.bounded = view, true
 	case *redis.ClusterClient:
 		e.cluster = c
 		o := c.Options()
@@ -177,13 +177,16 @@ func (e *engine) pairFor(key string) *lanePair {
 	return p.(*lanePair)
 }
 
-// exec runs cmds on the wire, runs those scripts again with their source that
-// the server did not know, and tells the breaker how it went. A
-// failure after caller ended is the caller's doing and not the server's.
+// exec runs cmds on the wire until each has its outcome, and tells the breaker
+// how it went. A failure after caller ended is the caller's doing and not the
+// server's.
 func (e *engine) exec(ctx context.Context, l *lane, cmds []redis.Cmder, caller context.Context) {
 	e.process(ctx, cmds)
 	if again := unknownScripts(cmds); again != nil {
 		e.process(ctx, again)
+	}
+	if e.cluster == nil {
+		e.retry(ctx, cmds)
 	}
 	var failure error
 	for _, cmd := range cmds {
@@ -269,36 +272,3 @@ func firstKey(cmd redis.Cmder) string {
 		return fmt.Sprint(k)
 	}
 }
-
-const slots = 16384
-
-// Slot returns the hash slot of key, 0 to 16383, by the rules of the Redis
-// Cluster specification: CRC-16/XMODEM of the hash tag, or of the whole key if
-// it has none.
-func Slot(key string) uint16 {
-	if i := strings.IndexByte(key, '{'); i >= 0 {
-		if n := strings.IndexByte(key[i+1:], '}'); n > 0 {
-			key = key[i+1 : i+1+n]
-		}
-	}
-	var crc uint16
-	for i := 0; i < len(key); i++ {
-		crc = crc<<8 ^ crcTable[byte(crc>>8)^key[i]]
-	}
-	return crc % slots
-}
-
-var crcTable = func() (t [256]uint16) {
-	for i := range t {
-		crc := uint16(i) << 8
-		for range 8 {
-			if crc&0x8000 != 0 {
-				crc = crc<<1 ^ 0x1021
-			} else {
-				crc <<= 1
-			}
-		}
-		t[i] = crc
-	}
-	return t
-}()

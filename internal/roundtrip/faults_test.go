@@ -1,0 +1,372 @@
+package roundtrip_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redporch/redporch/internal/redistest"
+	"github.com/redporch/redporch/internal/roundtrip"
+	"go.uber.org/goleak"
+)
+
+// A stopped server costs a call its deadline and no more, whatever the client's
+// own timeouts (5 s and three retries here) and however many calls wait.
+func TestDeadlineAgainstStoppedServer(t *testing.T) {
+	for name, timeoutEnabled := range map[string]bool{"client ignores deadlines": false, "client obeys them": true} {
+		t.Run(name, func(t *testing.T) {
+			s := redistest.Start(t)
+			rdb := s.Client(func(o *redis.Options) { o.ContextTimeoutEnabled = timeoutEnabled })
+			deadlines(t, s, rdb)
+		})
+	}
+	t.Run("cluster client ignores deadlines", func(t *testing.T) {
+		cl := redistest.StartCluster(t, 1, false)
+		rdb := cl.Client(func(o *redis.ClusterOptions) {
+			o.ContextTimeoutEnabled = false
+			o.ReadTimeout = time.Second // so that the leak check below ends soon
+			o.MaxRedirects = 1
+		})
+		deadlines(t, cl.Masters[0], rdb)
+	})
+}
+
+func deadlines(t *testing.T, s *redistest.Server, rdb redis.UniversalClient) {
+	c := newConn(t, rdb, roundtrip.Config{Timeout: 50 * time.Millisecond, NoBreaker: true})
+	ctx := context.Background()
+	callers(16, 5, func(int) { mustIncrOnce(t, c) }) // connections are warm
+	before := goleak.IgnoreCurrent()
+	s.Pause()
+	for _, n := range []int{1, 16} {
+		var late, kinds atomic.Int64
+		best := time.Hour
+		for range 3 {
+			start := time.Now()
+			callers(n, 1, func(int) {
+				began := time.Now()
+				err := c.Do(ctx, "incr", redis.NewIntCmd(ctx, "incr", "n"))
+				if time.Since(began) > 250*time.Millisecond {
+					late.Add(1)
+				}
+				if !errors.Is(err, roundtrip.ErrTimeout) || !errors.Is(err, roundtrip.ErrUnavailable) {
+					kinds.Add(1)
+					t.Logf("error: %v", err)
+				}
+			})
+			best = min(best, time.Since(start))
+		}
+		if best > 60*time.Millisecond {
+			t.Errorf("%d callers with a 50 ms deadline: best of three took %v; want at most 60 ms", n, best)
+		}
+		if late.Load() != 0 || kinds.Load() != 0 {
+			t.Errorf("%d callers: %d returned late, %d not with ErrTimeout; want none", n, late.Load(), kinds.Load())
+		}
+	}
+	s.Resume()
+	// Recovery needs no new Conn.
+	var err error
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+		if err = c.Do(ctx, "incr", redis.NewIntCmd(ctx, "incr", "n")); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		t.Errorf("after the server went on: %v; want nil", err)
+	}
+	if err := goleak.Find(before); err != nil {
+		t.Errorf("goroutines left: %v", err)
+	}
+}
+
+func mustIncrOnce(t testing.TB, c *roundtrip.Conn) {
+	if err := c.Do(context.Background(), "incr", redis.NewIntCmd(context.Background(), "incr", "warm")); err != nil {
+		t.Logf("warming up: %v", err)
+	}
+}
+
+// The caller's own context wins when it ends sooner.
+func TestContext(t *testing.T) {
+	s := redistest.Start(t)
+	c := newConn(t, s.Client(), roundtrip.Config{})
+	ctx := context.Background()
+	mustIncr(t, c, "n")
+
+	canceled, cancel := context.WithCancel(ctx)
+	cancel()
+	err := c.Do(canceled, "incr", redis.NewIntCmd(ctx, "incr", "n"))
+	if !errors.Is(err, context.Canceled) || errors.Is(err, roundtrip.ErrUnavailable) || roundtrip.MaybeExecuted(err) {
+		t.Errorf("canceled before: %v; want context.Canceled, not ErrUnavailable, not executed", err)
+	}
+	if n, _ := c.Client().Get(ctx, "n").Int(); n != 1 {
+		t.Errorf("n = %d after a canceled call; want 1", n)
+	}
+	s.Pause()
+	defer s.Resume()
+	short, cancel2 := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel2()
+	start := time.Now()
+	err = c.Do(short, "incr", redis.NewIntCmd(ctx, "incr", "n"))
+	if !errors.Is(err, roundtrip.ErrTimeout) || !roundtrip.MaybeExecuted(err) {
+		t.Errorf("context of 20 ms: %v; want ErrTimeout, maybe executed", err)
+	}
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("context of 20 ms: took %v", d)
+	}
+	if !c.Available("n") {
+		t.Error("the breaker counted the caller's own short deadline")
+	}
+}
+
+// A lost reply never executes an at-most-once command twice, alone or in a
+// flight, on a single server or on a cluster; and a repeatable command is retried.
+func TestAtMostOnce(t *testing.T) {
+	single := func(t *testing.T) (*redistest.Proxy, redis.UniversalClient, redis.UniversalClient) {
+		s := redistest.Start(t)
+		p := redistest.NewProxy(t, s.Network(), s.Addr())
+		through := redis.NewClient(&redis.Options{Addr: p.Addr(), ReadTimeout: 300 * time.Millisecond})
+		t.Cleanup(func() { through.Close() })
+		return p, through, s.Client()
+	}
+	cluster := func(t *testing.T) (*redistest.Proxy, redis.UniversalClient, redis.UniversalClient) {
+		cl := redistest.StartCluster(t, 1, false, redistest.Proxied())
+		p := cl.Masters[0].Proxy
+		through := redis.NewClusterClient(&redis.ClusterOptions{
+			Addrs: []string{p.Addr()}, ReadTimeout: 300 * time.Millisecond, ContextTimeoutEnabled: true,
+		})
+		t.Cleanup(func() { through.Close() })
+		return p, through, cl.Client()
+	}
+	for name, set := range map[string]func(t *testing.T) (*redistest.Proxy, redis.UniversalClient, redis.UniversalClient){
+		"single server": single, "cluster": cluster,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, rdb, direct := set(t)
+			ctx := context.Background()
+			c := newConn(t, rdb, roundtrip.Config{Timeout: 2 * time.Second, NoBreaker: true})
+			if err := c.Do(ctx, "warm", incr.Cmd(ctx, []string{"warm"}, 1)); err != nil {
+				t.Fatal(err)
+			}
+			for fault, f := range map[string]redistest.Fault{
+				"reply lost":       {Match: "evalsha", Times: 1, LoseReply: true},
+				"cut after it ran": {Match: "evalsha", Times: 1, CutAfter: true},
+			} {
+				direct.Del(ctx, "once")
+				direct.Del(ctx, "again")
+				p.Set(f)
+				err := c.Do(ctx, "charge", incr.Cmd(ctx, []string{"once"}, 1).Once())
+				if !errors.Is(err, roundtrip.ErrUnavailable) || !roundtrip.MaybeExecuted(err) {
+					t.Errorf("%s: %v; want ErrUnavailable, maybe executed", fault, err)
+				}
+				p.Clear()
+				time.Sleep(50 * time.Millisecond)
+				if n, _ := direct.Get(ctx, "once").Int(); n != 1 {
+					t.Errorf("%s: executed %d times; want 1", fault, n)
+				}
+				p.Set(f)
+				if err := c.Do(ctx, "save", incr.Cmd(ctx, []string{"again"}, 1)); err != nil {
+					t.Errorf("%s, repeatable: %v; want a retry to succeed", fault, err)
+				}
+				p.Clear()
+
+				// In flights: 8 callers, the reply of a whole pipeline lost. Each
+				// call is executed at most once, and those that succeeded exactly once.
+				direct.Del(ctx, "flight")
+				var succeeded atomic.Int64
+				p.Set(redistest.Fault{Match: "evalsha", Times: 2, LoseReply: f.LoseReply, CutAfter: f.CutAfter})
+				callers(16, 4, func(int) {
+					switch err := c.Do(ctx, "charge", incr.Cmd(ctx, []string{"flight"}, 1).Once()); {
+					case err == nil:
+						succeeded.Add(1)
+					case !errors.Is(err, roundtrip.ErrUnavailable):
+						t.Errorf("in flights: %v; want nil or ErrUnavailable", err)
+					}
+				})
+				p.Clear()
+				time.Sleep(50 * time.Millisecond)
+				n, _ := direct.Get(ctx, "flight").Int64()
+				if n > 64 || n < succeeded.Load() || succeeded.Load() == 64 {
+					t.Errorf("%s in flights: executed %d, succeeded %d of 64; want succeeded < 64 and ≤ executed ≤ 64", fault, n, succeeded.Load())
+				}
+			}
+		})
+	}
+}
+
+// A server that refuses connections costs nothing once the breaker is open, and
+// is used again soon after it is back.
+func TestBreaker(t *testing.T) {
+	s := redistest.Start(t)
+	c := newConn(t, s.Client(), roundtrip.Config{Timeout: 100 * time.Millisecond})
+	ctx := context.Background()
+	mustIncr(t, c, "n")
+	s.Kill()
+	for range 5 {
+		err := c.Do(ctx, "incr", redis.NewIntCmd(ctx, "incr", "n"))
+		if !errors.Is(err, roundtrip.ErrUnavailable) {
+			t.Errorf("server killed: %v; want ErrUnavailable", err)
+		}
+	}
+	if c.Available("n") {
+		t.Fatal("available after five failures; want the breaker open")
+	}
+	start := time.Now()
+	const many = 2000
+	fast := 0
+	for range many {
+		began := time.Now()
+		if err := c.Do(ctx, "incr", redis.NewIntCmd(ctx, "incr", "n")); err == nil {
+			t.Fatal("a call succeeded on a dead server")
+		} else if roundtrip.MaybeExecuted(err) {
+			t.Fatalf("%v: claims it may have been executed", err)
+		}
+		if time.Since(began) < time.Millisecond {
+			fast++
+		}
+	}
+	if fast < many*9/10 {
+		t.Errorf("%d of %d calls returned within 1 ms (%v in all); want at least 9 of 10", fast, many, time.Since(start))
+	}
+	s.Restart()
+	for start = time.Now(); c.Do(ctx, "incr", redis.NewIntCmd(ctx, "incr", "n")) != nil; time.Sleep(time.Millisecond) {
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("no recovery within 5 s of the restart")
+		}
+	}
+	if !c.Available("n") {
+		t.Error("not available after a success")
+	}
+}
+
+// On a cluster one stopped master delays nobody else's calls.
+func TestOtherShardsGoOn(t *testing.T) {
+	cl := redistest.StartCluster(t, 3, false)
+	for _, enabled := range []bool{true, false} {
+		t.Run("ContextTimeoutEnabled="+strconv.FormatBool(enabled), func(t *testing.T) {
+			rdb := cl.Client(func(o *redis.ClusterOptions) { o.ContextTimeoutEnabled = enabled })
+			c := newConn(t, rdb, roundtrip.Config{Timeout: 100 * time.Millisecond})
+			ctx := context.Background()
+			// Masters own thirds of the slots, in order.
+			keys := [3]string{}
+			for i := 0; keys[0] == "" || keys[1] == "" || keys[2] == ""; i++ {
+				k := "k" + strconv.Itoa(i)
+				keys[int(roundtrip.Slot(k))*3/16384] = k
+			}
+			for _, k := range keys {
+				for range 20 {
+					mustIncr(t, c, k)
+				}
+			}
+			cl.Masters[1].Pause()
+			defer cl.Masters[1].Resume()
+			var bad, good atomic.Int64
+			callers(12, 40, func(caller int) {
+				start := time.Now()
+				err := c.Do(ctx, "get", redis.NewStringCmd(ctx, "get", keys[caller%3]))
+				if caller%3 == 1 {
+					return
+				}
+				if err != nil || time.Since(start) > 90*time.Millisecond {
+					bad.Add(1)
+				} else {
+					good.Add(1)
+				}
+			})
+			if bad.Load() > 4 {
+				t.Errorf("%d calls to healthy masters failed or were slow, %d were fine; want next to none", bad.Load(), good.Load())
+			}
+		})
+	}
+}
+
+func TestErrorClasses(t *testing.T) {
+	ctx := context.Background()
+	t.Run("answers of a fake", func(t *testing.T) {
+		m, rdb := redistest.Mini(t)
+		c := newConn(t, rdb, roundtrip.Config{Timeout: 200 * time.Millisecond, NoBreaker: true})
+		for text, kind := range map[string]error{
+			"LOADING Redis is loading the dataset in memory": roundtrip.ErrUnavailable,
+			"CLUSTERDOWN The cluster is down":                roundtrip.ErrUnavailable,
+			"TRYAGAIN Multiple keys request":                 roundtrip.ErrUnavailable,
+			"MASTERDOWN Link with MASTER is down":            roundtrip.ErrUnavailable,
+			"NOREPLICAS Not enough good replicas to write":   roundtrip.ErrUnavailable,
+			"BUSY Redis is busy running a script":            roundtrip.ErrUnavailable,
+			"MISCONF Errors writing to the AOF file":         roundtrip.ErrUnavailable,
+			"READONLY You can't write against a replica":     roundtrip.ErrRefused,
+			"OOM command not allowed":                        roundtrip.ErrRefused,
+			"NOPERM this user has no permissions":            roundtrip.ErrRefused,
+			"NOAUTH Authentication required.":                roundtrip.ErrRefused,
+			"WRONGTYPE Operation against a key":              roundtrip.ErrBug,
+			"CROSSSLOT Keys in request":                      roundtrip.ErrBug,
+			"ERR anything else":                              roundtrip.ErrBug,
+		} {
+			m.SetError(text)
+			err := c.Do(ctx, "get", redis.NewStringCmd(ctx, "get", "k"))
+			if !errors.Is(err, kind) {
+				t.Errorf("%s: %v; want %v", text, err, kind)
+			}
+			if want := kind != roundtrip.ErrBug; errors.Is(err, roundtrip.ErrUnavailable) != want {
+				t.Errorf("%s: is ErrUnavailable = %v; want %v", text, !want, want)
+			}
+			if roundtrip.MaybeExecuted(err) {
+				t.Errorf("%s: maybe executed; want not", text)
+			}
+		}
+		m.SetError("")
+	})
+	t.Run("answers of a server", func(t *testing.T) {
+		s := redistest.Start(t)
+		rdb := s.Client()
+		c := newConn(t, rdb, roundtrip.Config{NoBreaker: true})
+		set := func() error { return c.Do(ctx, "set", redis.NewStatusCmd(ctx, "set", "k", "v")) }
+		want := func(what string, err, kind error) {
+			t.Helper()
+			if !errors.Is(err, kind) {
+				t.Errorf("%s: %v; want %v", what, err, kind)
+			}
+		}
+		rdb.ConfigSet(ctx, "maxmemory", "1")
+		want("out of memory", set(), roundtrip.ErrRefused)
+		_, err := c.Run(ctx, "incr", incr.Cmd(ctx, []string{"k"}, 1))
+		want("out of memory in a script", err, roundtrip.ErrRefused)
+		rdb.ConfigSet(ctx, "maxmemory", "0")
+		rdb.Do(ctx, "replicaof", "127.0.0.1", "1")
+		want("replica", set(), roundtrip.ErrRefused)
+		rdb.Do(ctx, "replicaof", "no", "one")
+		if err := rdb.Do(ctx, "acl", "setuser", "default", "-set").Err(); err != nil {
+			t.Fatal(err)
+		}
+		want("no permission", set(), roundtrip.ErrRefused)
+		rdb.Do(ctx, "acl", "setuser", "default", "+set")
+		if err := set(); err != nil {
+			t.Errorf("allowed again: %v; want nil", err)
+		}
+	})
+	t.Run("refused connection", func(t *testing.T) {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln.Close()
+		rdb := redis.NewClient(&redis.Options{Addr: ln.Addr().String(), DialerRetries: 1, MaxRetries: -1})
+		t.Cleanup(func() { rdb.Close() })
+		c := newConn(t, rdb, roundtrip.Config{NoBreaker: true})
+		err = c.Do(ctx, "get", redis.NewStringCmd(ctx, "get", "k"))
+		if !errors.Is(err, roundtrip.ErrUnavailable) || roundtrip.MaybeExecuted(err) {
+			t.Errorf("refused: %v; want ErrUnavailable, not executed", err)
+		}
+	})
+	t.Run("closed client", func(t *testing.T) {
+		_, rdb := redistest.Mini(t)
+		rdb.Close()
+		c := newConn(t, rdb, roundtrip.Config{NoBreaker: true})
+		err := c.Do(ctx, "get", redis.NewStringCmd(ctx, "get", "k"))
+		if !errors.Is(err, roundtrip.ErrUnavailable) || !errors.Is(err, redis.ErrClosed) || roundtrip.MaybeExecuted(err) {
+			t.Errorf("closed: %v; want ErrUnavailable and redis.ErrClosed, not executed", err)
+		}
+	})
+}

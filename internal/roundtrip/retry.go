@@ -1,0 +1,66 @@
+package roundtrip
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	maxRetries   = 2
+	firstBackoff = 8 * time.Millisecond
+)
+
+// retry sends those commands again that failed for a passing reason: their
+// connection broke, or the server was loading or has just become a replica. What
+// may have been executed and must not be twice is left alone. If time runs out,
+// the commands keep the error they had.
+//
+// A cluster client retries by itself, since it must follow redirects.
+func (e *engine) retry(ctx context.Context, cmds []redis.Cmder) {
+	for attempt := range maxRetries {
+		again := passing(cmds)
+		if again == nil {
+			return
+		}
+		pause := firstBackoff << attempt
+		pause = pause/2 + rand.N(pause)
+		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= pause {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		for _, cmd := range again {
+			cmd.SetErr(nil)
+		}
+		e.process(ctx, again)
+		if unknown := unknownScripts(again); unknown != nil {
+			e.process(ctx, unknown)
+		}
+	}
+}
+
+// passing returns the commands that are worth another try.
+func passing(cmds []redis.Cmder) (again []redis.Cmder) {
+	for _, cmd := range cmds {
+		err := cmd.Err()
+		if err == nil || err == redis.Nil {
+			continue
+		}
+		kind, maybe := classify(err)
+		switch {
+		case maybe && cmd.NoRetry():
+		case kind != ErrUnavailable && kind != ErrTimeout && !redis.IsReadOnlyError(err):
+		case errors.Is(err, redis.ErrClosed), redis.HasErrorPrefix(err, "BUSY"), redis.HasErrorPrefix(err, "MISCONF"):
+		default:
+			again = append(again, cmd)
+		}
+	}
+	return again
+}
