@@ -370,3 +370,34 @@ func TestErrorClasses(t *testing.T) {
 		}
 	})
 }
+
+// A flight whose reply never comes does not hold up those after it, though the
+// client would wait for it far longer.
+func TestLostFlightDelaysNobodyElse(t *testing.T) {
+	cl := redistest.StartCluster(t, 1, false, redistest.Proxied())
+	rdb := cl.Client(func(o *redis.ClusterOptions) {
+		o.ContextTimeoutEnabled = false
+		o.ReadTimeout = 4 * time.Second
+	})
+	c := newConn(t, rdb, roundtrip.Config{Timeout: 200 * time.Millisecond, NoBreaker: true})
+	ctx := context.Background()
+	callers(16, 5, func(int) { mustIncrOnce(t, c) })
+	proxy := cl.Masters[0].Proxy
+	// Two calls travel alone and two flights may be in the air: lose them all.
+	proxy.Set(redistest.Fault{Match: "incr", Times: 4, LoseReply: true})
+	callers(16, 1, func(int) { c.Do(ctx, "incr", redis.NewIntCmd(ctx, "incr", "lost")) })
+	if proxy.Hits() < 3 {
+		t.Fatalf("%d replies were lost; want those of a flight among them", proxy.Hits())
+	}
+	proxy.Clear()
+	var failed atomic.Int64
+	start := time.Now()
+	callers(16, 10, func(int) {
+		if err := c.Do(ctx, "incr", redis.NewIntCmd(ctx, "incr", "n")); err != nil {
+			failed.Add(1)
+		}
+	})
+	if failed.Load() > 0 || time.Since(start) > 2*time.Second {
+		t.Errorf("%d of 160 later calls failed, in %v; want none, at once", failed.Load(), time.Since(start))
+	}
+}
