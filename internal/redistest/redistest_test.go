@@ -1,9 +1,12 @@
 package redistest_test
 
 import (
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -32,6 +35,64 @@ func TestRunGivesEachBodyAnEmptyRedis(t *testing.T) {
 	}
 	if seen != 6 {
 		t.Errorf("bodies run = %d; want 6", seen)
+	}
+}
+
+// Tests in parallel take turns on the shared servers.
+func TestRunInParallel(t *testing.T) {
+	for i := range 4 {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			redistest.RunOn(t, redistest.OnServer|redistest.OnCluster, func(t *testing.T, rdb redis.UniversalClient) {
+				if err := rdb.Set(ctx, fmt.Sprint("k", i), 1, 0).Err(); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(10 * time.Millisecond)
+				if n := rdb.DBSize(ctx).Val(); n != 1 {
+					t.Errorf("DBSize = %d; want 1, nobody else's keys", n)
+				}
+			})
+		})
+	}
+}
+
+// In a bubble, an hour of expiry takes no time.
+func TestBubble(t *testing.T) {
+	for range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			_, rdb := redistest.Bubble(t)
+			if err := rdb.Set(ctx, "k", "v", time.Hour).Err(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(59 * time.Minute)
+			if got := rdb.Get(ctx, "k").Val(); got != "v" {
+				t.Errorf("GET after 59 minutes = %q; want v", got)
+			}
+			time.Sleep(2 * time.Minute)
+			if err := rdb.Get(ctx, "k").Err(); err != redis.Nil {
+				t.Errorf("GET after 61 minutes: %v; want redis.Nil", err)
+			}
+		})
+	}
+}
+
+func TestMiniExpiresByTheClock(t *testing.T) {
+	m, rdb := redistest.Mini(t)
+	now := time.Unix(1_800_000_000, 0)
+	m.SetTime(now)
+	rdb.Set(ctx, "k", "v", time.Minute)
+	m.SetTime(now.Add(61 * time.Second))
+	if err := rdb.Get(ctx, "k").Err(); err != redis.Nil {
+		t.Errorf("GET after a minute of SetTime: %v; want redis.Nil", err)
+	}
+}
+
+func TestFull(t *testing.T) {
+	for value, want := range map[string]bool{"": false, "0": false, "1": true} {
+		t.Setenv("REDISTEST_FULL", value)
+		if got := redistest.Full(); got != want {
+			t.Errorf("Full() with REDISTEST_FULL=%q = %v; want %v", value, got, want)
+		}
 	}
 }
 
