@@ -291,9 +291,8 @@ func (s *subject) result(r *run, n int64) Result {
 		p := &s.set.policies[i]
 		before, total := r.before[i], r.before[i]+r.took[i]
 		if r.cost > 0 {
-			m := r.took[i] / r.cost
-			before += min(n, m) * r.cost
-			total = r.before[i] + min(n+1, m)*r.cost
+			before += min(n*r.cost, r.took[i])
+			total = r.before[i] + min((n+1)*r.cost, r.took[i])
 		}
 		admitted := p.left(s.snaps[i], before, s.now) >= need
 		if r.cost == 0 && !admitted && !p.shadow {
@@ -303,6 +302,19 @@ func (s *subject) result(r *run, n int64) Result {
 	}
 	res.summarise()
 	return res
+}
+
+// totals returns the units taken from each policy when the n-th call of the run
+// was decided, that call included.
+func (r *run) totals(n int64) []int64 {
+	ts := make([]int64, len(r.before))
+	for i := range ts {
+		ts[i] = r.before[i] + r.took[i]
+		if r.cost > 0 {
+			ts[i] = r.before[i] + min((n+1)*r.cost, r.took[i])
+		}
+	}
+	return ts
 }
 
 // summarise fills in the deciding policy from the policies.

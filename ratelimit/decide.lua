@@ -284,7 +284,15 @@ while at < #KEYS do
           redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
           redis.call('ZREMRANGEBYSCORE', key, '(' .. p.hi, '+inf')
           local ends, ids = now + w, p.ids
-          for u = 1, #ids do redis.call('ZADD', key, ends, ids[u]) end
+          local add = {}
+          for u = 1, #ids do
+            add[#add + 1] = ends
+            add[#add + 1] = ids[u]
+            if #add == 1000 or u == #ids then
+              redis.call('ZADD', key, unpack(add))
+              add = {}
+            end
+          end
           if p.z > ends then ends = p.z end
           redis.call('PEXPIRE', key, ceil((ends - now) / 1000))
         end

@@ -22,12 +22,13 @@ type Limiter struct {
 
 // core is what a Limiter shares with those made from it by With.
 type core struct {
-	cfg   Config
-	conn  *roundtrip.Conn
-	keys  *keys
-	lanes lanes
-	down  atomic.Bool // Redis was unavailable to the last decision
-	sets  atomic.Int64
+	cfg    Config
+	conn   *roundtrip.Conn
+	keys   *keys
+	lanes  lanes
+	denied *denials    // nil if off
+	down   atomic.Bool // Redis was unavailable to the last decision
+	sets   atomic.Int64
 }
 
 // policySet is a list of policies made ready for the scripts.
@@ -58,6 +59,9 @@ func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, e
 		return nil, errors.Join(errs...)
 	}
 	c := &core{cfg: cfg, conn: conn, keys: newKeys(cfg.Prefix, cfg.Secret, cfg.PlainKeys)}
+	if !cfg.NoDenialCache {
+		c.denied = newDenials(cfg.DenialCacheSize, cfg.MaxStale)
+	}
 	if conn.IsCluster() {
 		c.lanes.bySlot = new([16384]atomic.Pointer[lane])
 	}
@@ -168,51 +172,119 @@ func (l *Limiter) Peek(ctx context.Context, key string) (Result, error) {
 // take decides about cost units: < 0 is up to -cost.
 func (l *Limiter) take(ctx context.Context, key string, cost int64) (Result, error) {
 	if l.cfg.Hooks.OnDecision == nil {
-		return l.decide(ctx, key, cost, "")
+		return l.decide(ctx, key, cost, nil)
 	}
 	start := time.Now()
-	r, err := l.decide(ctx, key, cost, "")
+	r, err := l.decide(ctx, key, cost, nil)
 	l.cfg.Hooks.decided(max(cost, -cost), &r, err, time.Since(start))
 	return r, err
 }
 
-func (l *Limiter) decide(ctx context.Context, key string, cost int64, lease string) (Result, error) {
+// decide decides. reserve, if not nil, is told what was taken.
+func (l *Limiter) decide(ctx context.Context, key string, cost int64, reserve *Reservation) (Result, error) {
 	if err := ctx.Err(); err != nil {
 		return Result{}, ended(err, false)
 	}
 	// More than any policy admits is all the same.
 	cost = max(min(cost, l.set.most+1), -l.set.most)
-	if l.set.leased && lease == "" && cost != 0 {
+	var b *bucket
+	var epoch uint64
+	if l.denied != nil {
+		b = l.denied.bucket(key)
+		if r, ok := l.proven(b, key, cost); ok {
+			return r, nil
+		}
+		epoch = b.epoch.Load()
+	}
+	var lease string
+	if l.set.leased && cost != 0 {
 		lease = newLease()
 	}
-	cl := call{set: l.set, base: l.keys.base(key), cost: cost, lease: lease}
-	f, seat, took, err := l.fly(ctx, cl)
+	s, r, n, sent, err := l.ask(ctx, key, cost, lease)
+	if err != nil {
+		if !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+			return Result{}, err
+		}
+		return l.unavailable(key, cost, err, reserve)
+	}
+	res := s.result(r, n)
+	if reserve != nil && res.Allowed {
+		reserve.lease = lease
+		reserve.taken(s, r, n)
+	}
+	if b != nil {
+		l.learn(b, epoch, key, cost, &res, s, r, n, sent)
+	}
+	return res, nil
+}
+
+// proven answers a call that an earlier denial decides.
+func (l *Limiter) proven(b *bucket, key string, cost int64) (Result, bool) {
+	if cost < 0 {
+		cost = 1 // up to n is denied when one is
+	}
+	now := time.Since(base)
+	c := b.find(key, l.set.id, cost, now)
+	if c == nil {
+		return Result{}, false
+	}
+	if c.cost != cost && c.cost != 0 {
+		epoch := b.epoch.Load()
+		if c = c.derive(cost); c == nil {
+			return Result{}, false
+		}
+		b.add(c, epoch, now)
+	}
+	return c.answer(now), true
+}
+
+// learn keeps what a decision of Redis proves.
+func (l *Limiter) learn(b *bucket, epoch uint64, key string, cost int64, res *Result, s *subject, r *run, n int64, sent time.Duration) {
+	if res.Allowed || cost == 0 && !res.Banned {
+		if res.Granted > 0 && l.sets.Load() > 1 {
+			// Under other windows the same units may end sooner.
+			b.drop(key, l.set.id)
+		}
+		return
+	}
+	if cost < 0 {
+		cost = 1
+	}
+	now := time.Since(base)
+	if c := l.denied.certify(key, l.set, cost, res, s, r.totals(n), sent, now); c != nil {
+		b.add(c, epoch, now)
+	}
+}
+
+// forget drops what is known of key, after something may have loosened its
+// limits.
+func (c *core) forget(key string) {
+	if c.denied != nil {
+		c.denied.bucket(key).drop(key, 0)
+	}
+}
+
+// ask lets Redis decide. The call is the n-th of run r on s.
+func (l *Limiter) ask(ctx context.Context, key string, cost int64, lease string) (s *subject, r *run, n int64, sent time.Duration, err error) {
+	f, seat, took, err := l.fly(ctx, call{set: l.set, base: l.keys.base(key), cost: cost, lease: lease})
 	if err != nil {
 		if cause := ctx.Err(); cause != nil {
-			return Result{}, ended(cause, took)
+			return nil, nil, 0, 0, ended(cause, took)
 		}
-		return l.unavailable(key, cost, &roundtrip.Error{Package: "ratelimit", Op: "decide",
-			Kind: roundtrip.ErrTimeout, MaybeExecuted: took, Err: err})
+		return nil, nil, 0, 0, &roundtrip.Error{Package: "ratelimit", Op: "decide", Kind: roundtrip.ErrTimeout, MaybeExecuted: took, Err: err}
 	}
 	done := &f.calls[seat]
-	s := done.subject
+	s = done.subject
 	if s.err != nil {
 		if cause := ctx.Err(); cause != nil {
-			return Result{}, ended(cause, roundtrip.MaybeExecuted(s.err))
+			return nil, nil, 0, 0, ended(cause, roundtrip.MaybeExecuted(s.err))
 		}
-		if !errors.Is(s.err, ErrUnavailable) && !errors.Is(s.err, context.Canceled) {
-			return Result{}, s.err
-		}
-		return l.unavailable(key, cost, s.err)
+		return nil, nil, 0, 0, s.err
 	}
 	if l.down.Load() && l.down.CompareAndSwap(true, false) {
 		l.cfg.Hooks.changed(true, nil)
 	}
-	var r *run
-	if s.banned == 0 {
-		r = &s.runs[done.run]
-	}
-	return s.result(r, done.order), nil
+	return s, &s.runs[done.run], done.order, f.sent.Sub(base), nil
 }
 
 // ended is the error of a call whose context ended.

@@ -3,7 +3,7 @@ package ratelimit
 import "time"
 
 // unavailable decides without Redis.
-func (l *Limiter) unavailable(key string, cost int64, cause error) (Result, error) {
+func (l *Limiter) unavailable(key string, cost int64, cause error, reserve *Reservation) (Result, error) {
 	if l.down.CompareAndSwap(false, true) {
 		l.cfg.Hooks.changed(false, cause)
 	}
@@ -19,3 +19,8 @@ func (l *Limiter) unavailable(key string, cost int64, cause error) (Result, erro
 	}
 	return r, nil
 }
+
+// localTicket is what a Reservation took from a local limiter.
+type localTicket struct{}
+
+func (t *localTicket) settle(back int64) {}
