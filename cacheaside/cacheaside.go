@@ -1,0 +1,190 @@
+package cacheaside
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
+)
+
+// Cache answers for a loader. Make one with [New]; it is safe for concurrent
+// use.
+type Cache[K comparable, V any] struct {
+	cfg    Config
+	conn   *roundtrip.Conn
+	loader func(ctx context.Context, key K) (V, error)
+	fn     Funcs[K, V]
+	keys   *keyCodec[K]
+	pack   packer
+	base   string // begins every entry's key in Redis
+	seed   maphash.Seed
+
+	channelName string // where invalidations are announced
+	origin      string // tells this cache's announcements from others'
+
+	l1      *l1[K, V] // nil without a first level
+	bus     *bus      // nil if neither L1 nor OnInvalidate needs one
+	clock   clock
+	flights flights[K, V]
+	refresh refreshes
+	failing backoffs
+	pending pending
+	events  events
+	stats   counters
+	direct  chan struct{} // a place for each load without Redis
+
+	closing context.Context // ends with Close
+	close   context.CancelFunc
+	closed  atomic.Bool
+	busOnce sync.Once
+	busUp   atomic.Bool
+	workers sync.WaitGroup // goroutines that Close waits for
+}
+
+// New returns a cache called name in front of load, on the Redis of rdb. All
+// caches of one name and prefix share their entries, in this process and in
+// others, so they must agree about the types and meaning of keys and values.
+//
+// load returns the value of a key at the source, or ErrNotFound. It is called
+// with the values of some caller's context, never with its cancellation, and must
+// read what was written before it was called: not from a lagging replica.
+//
+// K must be a string or integer type, or implement encoding.TextMarshaler.
+//
+// New dials nothing. rdb stays the caller's to close, after the cache. The error
+// lists everything that is wrong with the arguments.
+func New[K comparable, V any](rdb redis.UniversalClient, name string, load func(ctx context.Context, key K) (V, error), cfg Config, more ...Funcs[K, V]) (*Cache[K, V], error) {
+	var errs []error
+	if load == nil {
+		errs = append(errs, errors.New("load is nil; pass the function that reads the source"))
+	}
+	if len(more) > 1 {
+		errs = append(errs, errors.New("more than one Funcs; pass one with all fields"))
+	}
+	if err := cfg.complete(name); err != nil {
+		errs = append(errs, err)
+	}
+	keys, err := newKeyCodec[K]()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	conn, err := roundtrip.New(rdb, connConfig(&cfg))
+	if err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) > 0 {
+		return nil, fmt.Errorf("cacheaside: new: %w", errors.Join(errs...))
+	}
+
+	c := &Cache[K, V]{
+		cfg:    cfg,
+		conn:   conn,
+		loader: load,
+		keys:   keys,
+		pack:   newPacker(&cfg),
+		base:   cfg.Prefix + name + ":",
+		origin: nonce(),
+		seed:   maphash.MakeSeed(),
+		direct: make(chan struct{}, cfg.MaxDirectLoads),
+	}
+	if len(more) == 1 {
+		c.fn = more[0]
+	}
+	c.channelName = cfg.Prefix + name + "#bus"
+	c.events.queue = make(chan Invalidation, maxEvents)
+	c.closing, c.close = context.WithCancel(context.Background())
+	if cfg.hasL1() {
+		c.l1 = newL1[K, V](&c.cfg, keys)
+	}
+	if cfg.hasL1() || cfg.OnInvalidate != nil {
+		c.bus = newBus(conn.Client(), c.channelName, cfg.MaxStaleness)
+	}
+	if cfg.OnInvalidate != nil {
+		c.startBus() // who wants to be told of others' doings may never call Get
+	}
+	return c, nil
+}
+
+// Plain turns a loader that takes no context into one that New accepts.
+func Plain[K comparable, V any](load func(key K) (V, error)) func(context.Context, K) (V, error) {
+	return func(_ context.Context, key K) (V, error) { return load(key) }
+}
+
+// Close ends the cache's goroutines and connections of its own, and waits for
+// them, but not for loaders that are still running. It does not close the client,
+// and removes nothing from Redis. Calls after it return ErrClosed; a second Close
+// does nothing.
+func (c *Cache[K, V]) Close() error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	c.close()
+	c.busOnce.Do(func() {}) // not started now, if it was not before
+	c.workers.Wait()
+	if c.l1 != nil {
+		c.l1.purge()
+	}
+	return nil
+}
+
+// ref is a key in the forms that are needed on the way to Redis.
+type ref[K comparable] struct {
+	key    K
+	entry  string // its key in Redis
+	text   string // the end of entry
+	stripe uint64
+	tags   []string // names
+}
+
+func (c *Cache[K, V]) ref(key K) (ref[K], error) {
+	var space [128]byte
+	b, err := c.keys.append(append(space[:0], c.base...), key)
+	if err != nil {
+		return ref[K]{}, err
+	}
+	entry := string(b)
+	r := c.refOf(key, entry, entry[len(c.base):])
+	if len(r.tags) > maxTagCount {
+		return r, fmt.Errorf("cacheaside: Funcs.Tags gave %d tags; at most %d", len(r.tags), maxTagCount)
+	}
+	return r, nil
+}
+
+func (c *Cache[K, V]) refOf(key K, entry, text string) ref[K] {
+	r := ref[K]{key: key, entry: entry, text: text, stripe: maphash.String(c.seed, text)}
+	if c.fn.Tags != nil {
+		c.shield(func() { r.tags = c.fn.Tags(key) })
+	}
+	return r
+}
+
+// clock reads this machine's clock corrected by what replies told about the
+// server's, so that processes agree about the age of entries. Nothing that
+// concerns invalidation depends on it.
+type clock struct {
+	offset atomic.Int64 // milliseconds
+	known  atomic.Bool
+}
+
+func (k *clock) now() int64 { return time.Now().UnixMilli() + k.offset.Load() }
+
+// learn takes the server's time from a reply to a command sent at the given time.
+func (k *clock) learn(server int64, sent time.Time) {
+	took := time.Since(sent)
+	if took > 20*time.Millisecond && k.known.Load() {
+		return // a better sample is known
+	}
+	off := server - sent.Add(took/2).UnixMilli()
+	if off > -5 && off < 5 {
+		off = 0
+	}
+	k.offset.Store(off)
+	k.known.Store(true)
+}

@@ -1,0 +1,350 @@
+package cacheaside
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
+)
+
+// Source says where a value came from.
+type Source uint8
+
+const (
+	SourceL1       Source = iota // this process
+	SourceRedis                  // Redis
+	SourceStale                  // Redis, past its TTL, see StaleWhileRevalidate and StaleIfError
+	SourceNegative               // Redis or this process: known not to exist
+	SourceLoader                 // the loader, called for this caller or for one that waited with it
+)
+
+// String returns "l1", "redis", "stale", "negative" or "loader".
+func (s Source) String() string {
+	if int(s) < len(sourceNames) {
+		return sourceNames[s]
+	}
+	return fmt.Sprintf("source(%d)", uint8(s))
+}
+
+var sourceNames = [...]string{"l1", "redis", "stale", "negative", "loader"}
+
+// Entry is a value and what is known about it.
+type Entry[V any] struct {
+	Value  V
+	Source Source
+	Age    time.Duration // since it was loaded, by the clock of the Redis server
+	TTL    time.Duration // how long it stays fresh; zero if it is stale or was not cached
+}
+
+// Get returns the value of key, from the cache or from the loader.
+//
+// The error is the loader's, such as ErrNotFound, a *PanicError or
+// ErrLoadTimeout; or that of ctx; or about key. Redis being down is not an error:
+// the loader answers.
+func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
+	if e := c.l1.get(key); e != nil {
+		if e.missing {
+			c.stats.negative.Add(1)
+			var zero V
+			return zero, ErrNotFound
+		}
+		c.stats.l1Hits.add()
+		if c.fn.Clone != nil {
+			return c.fn.Clone(e.value), nil
+		}
+		return e.value, nil
+	}
+	e, err := c.get(ctx, key)
+	return e.Value, err
+}
+
+// GetEntry is Get, and tells where the value came from and how old it is. With
+// ErrNotFound from the cache the source is SourceNegative.
+func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
+	if e := c.l1.get(key); e != nil {
+		if e.missing {
+			c.stats.negative.Add(1)
+			return Entry[V]{Source: SourceNegative, Age: e.age(), TTL: e.ttl()}, ErrNotFound
+		}
+		c.stats.l1Hits.add()
+		return Entry[V]{Value: c.clone(e.value), Source: SourceL1, Age: e.age(), TTL: e.ttl()}, nil
+	}
+	return c.get(ctx, key)
+}
+
+func (c *Cache[K, V]) clone(v V) V {
+	if c.fn.Clone != nil {
+		return c.fn.Clone(v)
+	}
+	return v
+}
+
+// Peek returns the value of key if it is cached and fresh, and never loads. The
+// error says that Redis could not be asked, or is about key.
+func (c *Cache[K, V]) Peek(ctx context.Context, key K) (V, bool, error) {
+	var zero V
+	if e := c.l1.get(key); e != nil {
+		return c.clone(e.value), !e.missing, nil
+	}
+	if c.closed.Load() {
+		return zero, false, ErrClosed
+	}
+	r, err := c.ref(key)
+	if err != nil || c.blocked(&r) {
+		return zero, false, err
+	}
+	var now found[V]
+	mark := c.l1.capture(&r)
+	c.read(ctx, &r, &now)
+	switch now.state {
+	case unavailable:
+		return zero, false, now.err
+	case fresh:
+		c.l1.put(&r, mark, &now)
+		if now.err == nil {
+			return c.clone(now.entry.Value), true, nil
+		}
+	}
+	return zero, false, nil
+}
+
+// maxTries is how often a caller looks again after its flight could not answer
+// it, before it takes a seat that is good for any result.
+const maxTries = 2
+
+// get is Get beyond the first level.
+func (c *Cache[K, V]) get(ctx context.Context, key K) (Entry[V], error) {
+	if c.closed.Load() {
+		return Entry[V]{}, ErrClosed
+	}
+	c.startBus()
+	r, err := c.ref(key)
+	if err != nil {
+		return Entry[V]{}, err
+	}
+	for try := 0; ; try++ {
+		if err := ctx.Err(); err != nil {
+			return Entry[V]{}, fmt.Errorf("cacheaside: get: %w", err)
+		}
+		var seen sighting
+		var now found[V]
+		if c.blocked(&r) {
+			now.state = unavailable
+		} else {
+			mark := c.l1.capture(&r)
+			c.read(ctx, &r, &now)
+			switch now.state {
+			case fresh:
+				c.hit(&r, mark, &now)
+				if c.early(&now.raw) {
+					c.refreshLater(ctx, &r, &now.raw)
+				}
+				now.entry.Value = c.clone(now.entry.Value)
+				return now.entry, now.err
+			case stale:
+				c.stats.stale.Add(1)
+				c.refreshLater(ctx, &r, &now.raw)
+				now.entry.Value = c.clone(now.entry.Value)
+				return now.entry, nil
+			}
+		}
+		if ctx.Err() != nil {
+			continue
+		}
+		fallback := now.state == expiredValue && c.mayServeOnError(&now.raw)
+		if fallback && c.failing.pausing(r.entry) {
+			c.stats.stale.Add(1)
+			return now.entry, nil
+		}
+		switch now.state {
+		case unavailable, fenced:
+			seen.direct = true
+		case expiredValue:
+			raw := now.raw
+			seen.expired = &raw
+		case unreadable, outdated:
+			seen.replace = &now.blob
+		}
+		if try == 0 {
+			c.stats.misses.Add(1)
+		}
+		f, seat, own := c.flights.join(ctx, &r, seen, try >= maxTries)
+		if own {
+			go c.run(f)
+		}
+		e, err, ok := c.await(ctx, f, seat, fallback)
+		if !ok {
+			continue
+		}
+		if err != nil && !isAnswer(err) && fallback && ctx.Err() == nil {
+			c.stats.stale.Add(1)
+			return now.entry, nil
+		}
+		return e, err
+	}
+}
+
+var errSoftTimeout = errors.New("cacheaside: soft timeout")
+
+// await waits for a flight. ok is false if the caller has to look again.
+func (c *Cache[K, V]) await(ctx context.Context, f *flight[K, V], seat int, fallback bool) (e Entry[V], err error, ok bool) {
+	var soft <-chan time.Time
+	if fallback {
+		timer := time.NewTimer(c.cfg.SoftTimeout)
+		defer timer.Stop()
+		soft = timer.C
+	}
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		c.flights.leave(f)
+		return e, fmt.Errorf("cacheaside: get: %w", ctx.Err()), true
+	case <-soft:
+		c.flights.leave(f)
+		return e, errSoftTimeout, true
+	}
+	if seat >= f.share {
+		return e, nil, false
+	}
+	e = f.result.entry
+	e.Value = c.clone(e.Value)
+	return e, f.result.err, true
+}
+
+// mayServeOnError reports whether an expired entry may stand in for a failed
+// load.
+func (c *Cache[K, V]) mayServeOnError(e *entry) bool {
+	return c.cfg.StaleIfError > 0 && c.clock.now() < e.expires()+c.cfg.StaleIfError.Milliseconds()
+}
+
+type state uint8
+
+const (
+	absent state = iota
+	fresh
+	stale        // may be served while it is refreshed
+	expiredValue // must be refreshed first
+	leased
+	fenced
+	outdated   // one of its tags was invalidated
+	unreadable // damaged or foreign, or not even a string
+	unavailable
+)
+
+// found is what a key holds.
+type found[V any] struct {
+	state state
+	raw   entry
+	entry Entry[V]
+	err   error // ErrNotFound of a negative entry, or why the state is unreadable or unavailable
+	blob  string
+}
+
+// read asks Redis for a key: one GET, and one more for each tag in the same
+// round trip.
+func (c *Cache[K, V]) read(ctx context.Context, r *ref[K], now *found[V]) {
+	get := redis.NewStringCmd(ctx, "get", r.entry)
+	var err error
+	var versions []tagVersion
+	if len(r.tags) == 0 {
+		err = c.conn.Do(ctx, "get", get)
+	} else {
+		versions, err = c.readTags(ctx, r, get)
+	}
+	c.judgeRead(r, now, get, versions, err)
+}
+
+// judgeRead interprets the outcome of a GET.
+func (c *Cache[K, V]) judgeRead(r *ref[K], now *found[V], get *redis.StringCmd, versions []tagVersion, err error) {
+	switch {
+	case errors.Is(err, roundtrip.ErrBug):
+		// Not a string: somebody else's, in our place.
+		now.state, now.err = unreadable, errForeign
+		c.unread(now.err)
+	case err != nil:
+		now.state, now.err = unavailable, err
+		c.report("get", err)
+	case get.Err() == redis.Nil:
+		now.state = absent
+	default:
+		c.interpret(now, r, get.Val(), versions)
+	}
+}
+
+// interpret tells what a stored string means. versions are the present versions
+// of the key's tags.
+func (c *Cache[K, V]) interpret(now *found[V], r *ref[K], blob string, versions []tagVersion) {
+	now.blob = blob
+	if len(blob) == prefixSize && blob[0] == kindLease {
+		now.state = leased
+		return
+	}
+	if len(blob) > 0 && blob[0] == kindFence && len(blob)%16 == 1 {
+		now.state = fenced
+		return
+	}
+	err := parseEntry(&now.raw, r.entry, stringToBytes(blob))
+	if err == nil && !sameTags(now.raw.tags, versions) {
+		now.state = outdated
+		return
+	}
+	if err == nil && now.raw.kind == kindValue {
+		err = c.pack.unpack(&now.raw, &now.entry.Value)
+	}
+	if err != nil {
+		now.state, now.err = unreadable, err
+		var zero V
+		now.entry.Value = zero
+		c.unread(err)
+		return
+	}
+	t := c.clock.now()
+	now.entry.Age = max(milliseconds(t-now.raw.written), 0)
+	now.entry.TTL = max(milliseconds(now.raw.expires()-t), 0)
+	now.entry.Source = SourceRedis
+	switch {
+	case now.raw.kind == kindNegative:
+		now.entry.Source = SourceNegative
+		now.err = ErrNotFound
+		now.state = fresh
+	case t < now.raw.expires() || c.cfg.keep(0) <= time.Millisecond:
+		// Without a stale window Redis alone decides when it is over.
+		now.state = fresh
+	case t < now.raw.expires()+c.cfg.StaleWhileRevalidate.Milliseconds():
+		now.state = stale
+		now.entry.Source = SourceStale
+	default:
+		now.state = expiredValue
+		now.entry.Source = SourceStale
+	}
+}
+
+// hit counts a value found at Redis and keeps it in this process.
+func (c *Cache[K, V]) hit(r *ref[K], mark mark, now *found[V]) {
+	if now.err != nil {
+		c.stats.negative.Add(1)
+	} else {
+		c.stats.redisHits.add()
+	}
+	c.l1.put(r, mark, now)
+}
+
+// early decides by XFetch whether a fresh value is to be loaded again.
+func (c *Cache[K, V]) early(e *entry) bool {
+	if c.cfg.EarlyRefresh == 0 || e.kind != kindValue {
+		return false
+	}
+	return float64(e.expires()-c.clock.now()) < c.cfg.lead(e)
+}
+
+// lead draws how many milliseconds before its end an entry is to be refreshed:
+// delta · beta · −ln(random), as in XFetch.
+func (cfg *Config) lead(e *entry) float64 {
+	return float64(max(e.delta, 1)) * cfg.EarlyRefresh * -math.Log(1-rand.Float64())
+}

@@ -1,0 +1,216 @@
+package cacheaside
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+)
+
+// l1 is the first level: decoded values in this process. A nil *l1 is one that
+// never has anything.
+//
+// It must never keep a value that was read before an invalidation and put after
+// it. So a reader takes a mark before it asks Redis, and put refuses if an
+// invalidation of the key, or of one with the same stripe, was seen since then.
+type l1[K comparable, V any] struct {
+	byKey  *otter.Cache[K, *kept[V]]      // of keys that are their text
+	byText *otter.Cache[string, *kept[V]] // of keys with a MarshalText
+	keys   *keyCodec[K]
+	cfg    *Config
+
+	horizon atomic.Int64  // by mono, until when values may be served; 0: not at all
+	epoch   atomic.Uint64 // changes when everything was dropped
+	stripes [256]stripe
+	tags    [256]atomic.Uint64 // change when a tag of that stripe was invalidated
+}
+
+type stripe struct {
+	mu  sync.Mutex
+	gen uint64
+}
+
+// kept is a value in the first level. It is never changed.
+type kept[V any] struct {
+	value   V
+	missing bool
+	until   int64 // by mono, served before this
+	born    int64 // by mono
+	expires int64 // by mono
+	weight  uint32
+	tags    []tagMark
+}
+
+func (e *kept[V]) age() time.Duration { return time.Duration(mono() - e.born) }
+func (e *kept[V]) ttl() time.Duration { return max(time.Duration(e.expires-mono()), 0) }
+
+// mark is what a reader remembers from before it asked Redis.
+type mark struct {
+	valid bool
+	epoch uint64
+	gen   uint64
+	tags  []tagMark
+}
+
+type tagMark struct {
+	stripe uint8
+	gen    uint64
+}
+
+var start = time.Now()
+
+// mono is the time since the process began, in nanoseconds. It costs half of
+// what time.Now does.
+func mono() int64 { return int64(time.Since(start)) }
+
+func newL1[K comparable, V any](cfg *Config, keys *keyCodec[K]) *l1[K, V] {
+	l := &l1[K, V]{keys: keys, cfg: cfg}
+	if keys.marshal {
+		l.byText = newStore[string, V](cfg)
+	} else {
+		l.byKey = newStore[K, V](cfg)
+	}
+	return l
+}
+
+func newStore[K comparable, V any](cfg *Config) *otter.Cache[K, *kept[V]] {
+	o := &otter.Options[K, *kept[V]]{MaximumSize: cfg.L1Entries}
+	if cfg.L1Weight > 0 {
+		o.MaximumSize, o.MaximumWeight = 0, uint64(cfg.L1Weight)
+		o.Weigher = func(_ K, e *kept[V]) uint32 { return e.weight }
+	}
+	return otter.Must(o)
+}
+
+// get returns what may be served for key now, or nil.
+func (l *l1[K, V]) get(key K) *kept[V] {
+	if l == nil {
+		return nil
+	}
+	var e *kept[V]
+	var ok bool
+	if l.byKey != nil {
+		e, ok = l.byKey.GetIfPresent(key)
+	} else if text, err := l.keys.append(nil, key); err == nil {
+		e, ok = l.byText.GetIfPresent(bytesToString(text))
+	}
+	if !ok {
+		return nil
+	}
+	if now := mono(); now >= e.until || now >= l.horizon.Load() {
+		return nil
+	}
+	for _, t := range e.tags {
+		if l.tags[t.stripe].Load() != t.gen {
+			return nil
+		}
+	}
+	return e
+}
+
+// capture takes a mark for put.
+func (l *l1[K, V]) capture(r *ref[K]) mark {
+	if l == nil || l.horizon.Load() == 0 {
+		return mark{}
+	}
+	m := mark{valid: true, epoch: l.epoch.Load()}
+	s := &l.stripes[r.stripe%uint64(len(l.stripes))]
+	s.mu.Lock()
+	m.gen = s.gen
+	s.mu.Unlock()
+	for _, tag := range r.tags {
+		i := uint8(tagHash(tag))
+		m.tags = append(m.tags, tagMark{i, l.tags[i].Load()})
+	}
+	return m
+}
+
+// put keeps a fresh value that was read after m was taken, unless it was
+// invalidated since.
+func (l *l1[K, V]) put(r *ref[K], m mark, now *found[V]) {
+	if l == nil || !m.valid || now.entry.TTL <= 0 {
+		return
+	}
+	t := mono()
+	e := &kept[V]{
+		value:   now.entry.Value,
+		missing: now.err != nil,
+		born:    t - int64(now.entry.Age),
+		expires: t + int64(now.entry.TTL),
+		weight:  uint32(min(len(now.raw.payload)+64, 1<<31)),
+		tags:    m.tags,
+	}
+	e.until = min(e.expires, t+int64(l.cfg.L1TTL))
+	if now.err == nil && l.cfg.EarlyRefresh > 0 {
+		// From here on Redis is asked again, and the first process that asks
+		// refreshes.
+		e.until = min(e.until, e.expires-int64(l.cfg.lead(&now.raw)*float64(time.Millisecond)))
+	}
+	if e.until <= t {
+		return
+	}
+	s := &l.stripes[r.stripe%uint64(len(l.stripes))]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gen != m.gen || l.epoch.Load() != m.epoch {
+		return
+	}
+	if l.byKey != nil {
+		l.byKey.Set(r.key, e)
+	} else {
+		l.byText.Set(r.text, e)
+	}
+}
+
+// drop forgets a key, and lets no put pass whose value was read before.
+func (l *l1[K, V]) drop(r *ref[K]) {
+	if l == nil {
+		return
+	}
+	s := &l.stripes[r.stripe%uint64(len(l.stripes))]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gen++
+	if l.byKey != nil {
+		l.byKey.Invalidate(r.key)
+	} else {
+		l.byText.Invalidate(r.text)
+	}
+}
+
+// dropTag forgets the keys with a tag.
+func (l *l1[K, V]) dropTag(tag string) {
+	if l != nil {
+		l.tags[uint8(tagHash(tag))].Add(1)
+	}
+}
+
+// purge forgets everything, and lets no put pass whose value was read before.
+func (l *l1[K, V]) purge() {
+	if l == nil {
+		return
+	}
+	l.epoch.Add(1)
+	for i := range l.stripes { // wait for a put that has checked the epoch
+		l.stripes[i].mu.Lock()
+		l.stripes[i].mu.Unlock() //nolint:staticcheck // an empty critical section is the point
+	}
+	if l.byKey != nil {
+		l.byKey.InvalidateAll()
+	} else {
+		l.byText.InvalidateAll()
+	}
+}
+
+// size is about how many entries are kept.
+func (l *l1[K, V]) size() int {
+	switch {
+	case l == nil:
+		return 0
+	case l.byKey != nil:
+		return l.byKey.EstimatedSize()
+	default:
+		return l.byText.EstimatedSize()
+	}
+}

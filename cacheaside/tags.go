@@ -1,0 +1,110 @@
+package cacheaside
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
+)
+
+var (
+	//go:embed tagread.lua
+	tagReadSrc    string
+	tagReadScript = roundtrip.NewScript(tagReadSrc)
+
+	//go:embed tagbump.lua
+	tagBumpSrc    string
+	tagBumpScript = roundtrip.NewScript(tagBumpSrc)
+)
+
+// A tag is a key in Redis that holds a random version. An entry carries the
+// versions its tags had before its value was loaded, and counts only as long as
+// they are still the same. So a tag is invalidated by giving it another version,
+// however many entries have it, and a version that gets lost invalidates too.
+
+// tagKey is the key of a tag's version. Names of caches contain no '#', so it is
+// no entry's.
+func (c *Cache[K, V]) tagKey(tag string) string {
+	return c.base[:len(c.base)-1] + "#t:" + tag
+}
+
+// tagTTL is how long a version is kept after it was last captured: longer than
+// any entry that carries it.
+func (c *Cache[K, V]) tagTTL() int64 {
+	return (c.cfg.keep(c.cfg.TTL) + c.cfg.lease() + time.Hour).Milliseconds()
+}
+
+func (c *Cache[K, V]) captureTag(ctx context.Context, tag string) *roundtrip.ScriptCmd {
+	return tagReadScript.Cmd(ctx, []string{c.tagKey(tag)}, nonce(), c.tagTTL())
+}
+
+func (c *Cache[K, V]) bumpTag(ctx context.Context, tag string, cause Cause) *roundtrip.ScriptCmd {
+	return tagBumpScript.Cmd(ctx, []string{c.tagKey(tag)}, nonce(), c.tagTTL(), c.channelName, c.message(KindKeys, true, cause, tag))
+}
+
+// readTags sends get together with a GET for each tag.
+func (c *Cache[K, V]) readTags(ctx context.Context, r *ref[K], get *redis.StringCmd) ([]tagVersion, error) {
+	cmds, gets := c.tagGets(ctx, r, []redis.Cmder{get})
+	if err := c.conn.Do(ctx, "get", cmds...); err != nil {
+		return nil, err
+	}
+	return tagVersions(r.tags, gets), nil
+}
+
+func (c *Cache[K, V]) tagGets(ctx context.Context, r *ref[K], cmds []redis.Cmder) ([]redis.Cmder, []*redis.StringCmd) {
+	gets := make([]*redis.StringCmd, len(r.tags))
+	for i, tag := range r.tags {
+		gets[i] = redis.NewStringCmd(ctx, "get", c.tagKey(tag))
+		cmds = append(cmds, gets[i])
+	}
+	return cmds, gets
+}
+
+func tagVersions(tags []string, gets []*redis.StringCmd) []tagVersion {
+	versions := make([]tagVersion, len(tags))
+	for i, tag := range tags {
+		versions[i].hash = tagHash(tag)
+		copy(versions[i].version[:], gets[i].Val()) // none: zeros, which are nobody's version
+	}
+	return versions
+}
+
+// captureTags reads the versions of a key's tags, making up those that are missing.
+func (c *Cache[K, V]) captureTags(ctx context.Context, r *ref[K]) ([]tagVersion, error) {
+	cmds := make([]redis.Cmder, len(r.tags))
+	captures := make([]*roundtrip.ScriptCmd, len(r.tags))
+	for i, tag := range r.tags {
+		captures[i] = c.captureTag(ctx, tag)
+		cmds[i] = captures[i]
+	}
+	if err := c.conn.Do(ctx, "tags", cmds...); err != nil {
+		return nil, err
+	}
+	return captured(r.tags, captures), nil
+}
+
+func captured(tags []string, captures []*roundtrip.ScriptCmd) []tagVersion {
+	versions := make([]tagVersion, len(tags))
+	for i, tag := range tags {
+		versions[i].hash = tagHash(tag)
+		version, _ := captures[i].Val().(string)
+		copy(versions[i].version[:], version)
+	}
+	return versions
+}
+
+// sameTags reports whether an entry's tags are the key's, at their present
+// versions.
+func sameTags(entry, now []tagVersion) bool { return slices.Equal(entry, now) }
+
+// nonce returns 16 random bytes.
+func nonce() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return string(b[:])
+}

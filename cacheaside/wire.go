@@ -1,0 +1,87 @@
+package cacheaside
+
+// Invalidations are announced whether or not this process has a first level,
+// since another may have one.
+
+// message is what is announced: kind, cause, origin, and the text of a key or
+// the name of a tag.
+func (c *Cache[K, V]) message(kind InvalidationKind, tag bool, cause Cause, text string) string {
+	k := byte('k')
+	switch {
+	case kind == KindClear:
+		k = 'c'
+	case tag:
+		k = 't'
+	}
+	b := make([]byte, 0, messageHead+len(text))
+	b = append(b, k, '0'+byte(cause))
+	b = append(b, c.origin...)
+	return string(append(b, text...))
+}
+
+const messageHead = 2 + 16
+
+// receive applies an announcement.
+func (c *Cache[K, V]) receive(payload string) {
+	if len(payload) < messageHead || payload[2:messageHead] == c.origin {
+		return
+	}
+	text := payload[messageHead:]
+	inv := Invalidation{Kind: KindKeys, Cause: Cause(payload[1] - '0'), Remote: true}
+	switch payload[0] {
+	case 'k':
+		r, err := c.refOfText(text)
+		if err != nil {
+			return
+		}
+		c.l1.drop(&r)
+		inv.Keys = []string{text}
+	case 't':
+		c.l1.dropTag(text)
+		inv.Tags = []string{text}
+	case 'c':
+		c.l1.purge()
+		inv.Kind = KindClear
+	default:
+		return
+	}
+	c.stats.remote.Add(1)
+	c.emit(inv)
+}
+
+// startBus makes sure that announcements are heard.
+func (c *Cache[K, V]) startBus() {
+	if c.bus == nil || c.busUp.Load() {
+		return
+	}
+	c.busOnce.Do(func() {
+		c.bus.message = c.receive
+		c.bus.proved = c.proved
+		c.bus.lost = c.lost
+		c.workers.Go(func() { c.bus.run(c.closing) })
+		if c.cfg.OnInvalidate != nil {
+			c.workers.Go(c.deliver)
+		}
+		c.busUp.Store(true)
+	})
+}
+
+// proved extends the time for which the first level may be served.
+func (c *Cache[K, V]) proved(at int64) {
+	if c.l1 != nil {
+		c.l1.horizon.Store(at + int64(c.cfg.MaxStaleness))
+	}
+}
+
+// lost empties the first level.
+func (c *Cache[K, V]) lost() {
+	if c.l1 != nil {
+		c.l1.horizon.Store(0)
+		c.l1.purge()
+	}
+	if c.closing.Err() != nil {
+		return
+	}
+	c.stats.busLost.Add(1)
+	c.emit(Invalidation{Kind: KindBusLost, Cause: CauseBus, Remote: true})
+}
