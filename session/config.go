@@ -1,0 +1,256 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
+)
+
+// Defaults of Config's fields.
+const (
+	DefaultPrefix          = "redporch:session:"
+	DefaultIdleTimeout     = 30 * time.Minute
+	DefaultAbsoluteTimeout = 8 * time.Hour
+	DefaultMaxBytes        = 64 << 10
+
+	// maxLife bounds every lifetime, so that no sum of times overflows.
+	maxLife = 10 * 365 * 24 * time.Hour
+
+	// maxLabel is how many bytes of a label are kept.
+	maxLabel = 200
+)
+
+// Config says how a Store behaves. The zero value is usable and safe: cookies
+// that are Secure, HttpOnly and SameSite=Lax, sessions that end after 30 idle
+// minutes or 8 hours.
+type Config struct {
+	// Keys sign the cookies with HMAC-SHA-256: the first signs, all verify, so a
+	// key is rotated by putting a new one in front and dropping the old one once
+	// no session from its time is left. Each has 16 bytes or more. With keys a
+	// forged cookie costs no call to Redis. Empty: cookies are not signed; their
+	// 256 random bits can't be guessed either way.
+	Keys [][]byte
+
+	// AcceptUnsigned accepts cookies without a signature as well, for the time
+	// after Keys were first configured. New cookies are signed.
+	AcceptUnsigned bool
+
+	// EncryptionKeys encrypt the values in Redis with AES-256-GCM: the first
+	// encrypts, all decrypt. Each has exactly 32 bytes. The names of values,
+	// the user and the label are not encrypted. Empty: values are stored plainly.
+	EncryptionKeys [][]byte
+
+	// AcceptPlaintext reads values that are not encrypted although EncryptionKeys
+	// are set, for the time after they were first configured. Without it somebody
+	// who can write to Redis could plant values.
+	AcceptPlaintext bool
+
+	// Prefix begins every key in Redis. Empty means DefaultPrefix. It must not
+	// contain braces, which mark hash slots.
+	Prefix string
+
+	// IdleTimeout is how long a session lives after its last use. Zero means
+	// DefaultIdleTimeout. A session whose Options.MaxAge is above zero, and is not
+	// the store's own Cookie.MaxAge, lives that many seconds instead.
+	IdleTimeout time.Duration
+
+	// AbsoluteTimeout is how long a session lives at most, however much it is
+	// used and whatever its MaxAge. It counts from the creation, and anew from a
+	// Regenerate that binds the session to another user. Zero means
+	// DefaultAbsoluteTimeout, or IdleTimeout if that is longer.
+	AbsoluteTimeout time.Duration
+
+	// TouchEvery is how much of its idle time a session must have spent before a
+	// mere load prolongs it, which is a write. Zero means a tenth of the idle time,
+	// at most a minute; it must be below IdleTimeout.
+	TouchEvery time.Duration
+
+	// Cookie describes the cookies.
+	Cookie Cookie
+
+	// ZeroMaxAge is the meaning of Options.MaxAge == 0 at a save: zero is
+	// BrowserSession, gorilla's documented one.
+	ZeroMaxAge ZeroMaxAge
+
+	// MaxBytes bounds the names and encoded values of one session. A save beyond
+	// it fails with ErrTooLarge. Zero means DefaultMaxBytes.
+	MaxBytes int
+
+	// DetectConflicts makes a save fail with ErrConflict, and write nothing, if a
+	// value it would overwrite or delete was changed since the session was loaded.
+	// Otherwise the last writer of a value wins; changes of different values never
+	// conflict.
+	DetectConflicts bool
+
+	// MaxPerUser is how many sessions may be bound to one user. Zero: no limit.
+	MaxPerUser int
+
+	// AtLimit is what happens when MaxPerUser is reached: zero is EndOldest.
+	AtLimit LimitPolicy
+
+	// Label returns a short text for a listing of a user's sessions, such as
+	// browser and address. It is called when a session is created and when it is
+	// bound, and what it returns is cut to 200 bytes. Nil: no label.
+	Label func(r *http.Request) string
+
+	// Legacy is asked once for the session of a request that has none here. What
+	// it returns is carried over under a new id with the first save, and deleted
+	// there. A store that keeps sessions in cookies can't forget them: take Legacy
+	// out once its sessions have expired.
+	Legacy sessions.Store
+
+	// Redisstore makes the store live together with, or take over from,
+	// github.com/rbcervilla/redisstore/v9. Nil: its sessions are unknown.
+	Redisstore *RedisstoreConfig
+
+	// Timeout bounds each exchange with Redis. Zero means 250 ms.
+	Timeout time.Duration
+
+	// NoCoalesce sends each call's commands alone instead of together with those
+	// of other requests when many are in flight.
+	NoCoalesce bool
+
+	// Hooks are told what happens.
+	Hooks Hooks
+}
+
+// Cookie describes the session cookies. The zero value is the safe one: Path=/,
+// no Domain, Secure, HttpOnly, SameSite=Lax, and no Max-Age, so that they end with
+// the browser's session. It fills in the Options that a new gorilla session
+// starts with; an app that replaces a session's Options replaces all of it.
+type Cookie struct {
+	Path         string        // empty means "/"
+	Domain       string        // empty: this host only
+	MaxAge       int           // seconds, of the cookie only; 0: until the browser ends
+	SameSite     http.SameSite // zero means Lax
+	Partitioned  bool          // CHIPS; needs SameSite=None
+	InsecureHTTP bool          // leave Secure out, for plain HTTP during development
+	Scriptable   bool          // leave HttpOnly out, so that scripts can read the cookie
+}
+
+func (c Cookie) options() sessions.Options {
+	o := sessions.Options{
+		Path: c.Path, Domain: c.Domain, MaxAge: c.MaxAge, SameSite: c.SameSite,
+		Secure: !c.InsecureHTTP, HttpOnly: !c.Scriptable, Partitioned: c.Partitioned,
+	}
+	if o.Path == "" {
+		o.Path = "/"
+	}
+	if o.SameSite == 0 {
+		o.SameSite = http.SameSiteLaxMode
+	}
+	return o
+}
+
+// ZeroMaxAge is what Options.MaxAge == 0 means.
+type ZeroMaxAge int
+
+const (
+	// BrowserSession: the cookie has no Max-Age and ends with the browser's
+	// session; in Redis the session has IdleTimeout. It is what gorilla/sessions
+	// documents.
+	BrowserSession ZeroMaxAge = iota
+	// DeleteSession: the session is deleted, as with a negative MaxAge. It is
+	// what redisstore does, and the choice of NewRedisStore.
+	DeleteSession
+)
+
+// LimitPolicy is what happens to a user with too many sessions.
+type LimitPolicy int
+
+const (
+	// EndOldest ends the sessions that were used the longest ago.
+	EndOldest LimitPolicy = iota
+	// RefuseNew makes binding one more fail with ErrTooManySessions.
+	RefuseNew
+)
+
+// check fills in defaults and reports everything that is wrong.
+func (c *Config) check(rdb redis.UniversalClient) (*roundtrip.Conn, error) {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("session: "+format, args...)) }
+
+	conn, err := roundtrip.New(rdb, roundtrip.Config{
+		Name: "session", Timeout: c.Timeout, NoCoalesce: c.NoCoalesce, OnCall: onCall(c.Hooks.Call),
+	})
+	if err != nil {
+		bad("%w", err)
+	}
+	for i, k := range c.Keys {
+		if len(k) < 16 {
+			bad("Keys[%d] has %d bytes; use 16 or more, best 32 random ones", i, len(k))
+		}
+	}
+	for i, k := range c.EncryptionKeys {
+		if len(k) != 32 {
+			bad("EncryptionKeys[%d] has %d bytes; AES-256 needs 32 random ones", i, len(k))
+		}
+	}
+	if c.Prefix == "" {
+		c.Prefix = DefaultPrefix
+	}
+	if strings.ContainsAny(c.Prefix, "{}") {
+		bad("Prefix contains a brace; braces mark hash slots, leave them out")
+	}
+	if len(c.Prefix) > 128 {
+		bad("Prefix has %d bytes; use 128 or fewer", len(c.Prefix))
+	}
+
+	life := func(name string, d *time.Duration, def time.Duration) {
+		switch {
+		case *d == 0:
+			*d = def
+		case *d < time.Second:
+			bad("%s is %v; use a second or more, or zero for %v", name, *d, def)
+		case *d > maxLife:
+			bad("%s is %v; use ten years or less", name, *d)
+		}
+	}
+	life("IdleTimeout", &c.IdleTimeout, DefaultIdleTimeout)
+	life("AbsoluteTimeout", &c.AbsoluteTimeout, max(DefaultAbsoluteTimeout, c.IdleTimeout))
+	if c.IdleTimeout > c.AbsoluteTimeout {
+		bad("IdleTimeout %v is longer than AbsoluteTimeout %v; it could never be reached", c.IdleTimeout, c.AbsoluteTimeout)
+	}
+	switch {
+	case c.TouchEvery < 0:
+		bad("TouchEvery is %v; use zero for a tenth of the idle time", c.TouchEvery)
+	case c.TouchEvery >= c.IdleTimeout:
+		bad("TouchEvery %v is not below IdleTimeout %v; sessions in use would expire", c.TouchEvery, c.IdleTimeout)
+	}
+	if c.Cookie.MaxAge < 0 {
+		bad("Cookie.MaxAge is %d; use zero for a cookie that ends with the browser's session", c.Cookie.MaxAge)
+	}
+	opts := c.Cookie.options()
+	if err := checkCookie("", "", &opts); err != nil {
+		bad("Cookie: %w", err)
+	}
+	if c.ZeroMaxAge != BrowserSession && c.ZeroMaxAge != DeleteSession {
+		bad("ZeroMaxAge is %d; use BrowserSession or DeleteSession", c.ZeroMaxAge)
+	}
+	if c.ZeroMaxAge == DeleteSession && c.Cookie.MaxAge == 0 && c.Redisstore == nil {
+		bad("ZeroMaxAge is DeleteSession and Cookie.MaxAge is zero; every save would delete, set Cookie.MaxAge")
+	}
+	switch {
+	case c.MaxBytes < 0:
+		bad("MaxBytes is %d; use zero for %d", c.MaxBytes, DefaultMaxBytes)
+	case c.MaxBytes == 0:
+		c.MaxBytes = DefaultMaxBytes
+	}
+	if c.MaxPerUser < 0 {
+		bad("MaxPerUser is %d; use zero for no limit", c.MaxPerUser)
+	}
+	if c.AtLimit != EndOldest && c.AtLimit != RefuseNew {
+		bad("AtLimit is %d; use EndOldest or RefuseNew", c.AtLimit)
+	}
+	if c.Redisstore != nil && len(c.EncryptionKeys) > 0 && c.Redisstore.sideBySide(time.Now()) {
+		bad("EncryptionKeys can't be used while sessions are kept in redisstore's layout; set Redisstore.Until to a past time")
+	}
+	return conn, errors.Join(errs...)
+}

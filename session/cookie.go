@@ -1,0 +1,141 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/textproto"
+	"strings"
+	"time"
+
+	"github.com/gorilla/sessions"
+)
+
+const (
+	// maxCookieAge is the longest Max-Age that browsers honour: 400 days
+	// (RFC 6265bis, section 5.5).
+	maxCookieAge = 400 * 24 * 60 * 60
+	// maxCookieBytes is the size of name and value that every browser stores
+	// (RFC 6265bis, section 5.6).
+	maxCookieBytes = 4096
+	// maxCandidates is how many cookies of one name are tried: a subdomain or an
+	// earlier path may have set another one that the browser sends first.
+	maxCandidates = 4
+)
+
+// HostName returns the cookie name "__Host-" + name. Browsers accept such a
+// cookie only if it is Secure, for the whole host (Path=/) and for no other
+// (without Domain), so that no subdomain can plant one.
+func HostName(name string) string { return "__Host-" + name }
+
+// cookieValues calls yield with the value of each cookie called name, in the
+// order of the request, until yield returns false. It reads the header as
+// http.Request.CookiesNamed does, without allocating.
+func cookieValues(h http.Header, name string, yield func(value string) bool) {
+	if name == "" {
+		return
+	}
+	for _, line := range h["Cookie"] {
+		for len(line) > 0 {
+			var part string
+			part, line, _ = strings.Cut(line, ";")
+			part = textproto.TrimString(part)
+			if !strings.HasPrefix(part, name) {
+				continue
+			}
+			n, value, _ := strings.Cut(part, "=")
+			if textproto.TrimString(n) != name {
+				continue
+			}
+			if len(value) > 1 && value[0] == '"' && value[len(value)-1] == '"' {
+				value = value[1 : len(value)-1]
+			}
+			if !validCookieValue(value) {
+				continue
+			}
+			if !yield(value) {
+				return
+			}
+		}
+	}
+}
+
+func validCookieValue(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == ';' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+// checkCookie reports everything that would make browsers refuse a cookie, or
+// ignore what its name promises. Prefixes are compared as browsers do, without
+// regard to case.
+func checkCookie(name, value string, o *sessions.Options) error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrCookie}, args...)...))
+	}
+	has := func(prefix string) bool {
+		return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
+	}
+	host := has("__Host-") || has("__Host-Http-")
+	if host && (!o.Secure || o.Path != "/" || o.Domain != "") {
+		bad("a __Host- name needs Secure, Path=/ and no Domain")
+	}
+	if (has("__Secure-") || has("__Http-")) && !o.Secure {
+		bad("a __Secure- or __Http- name needs Secure")
+	}
+	if (has("__Http-") || has("__Host-Http-")) && !o.HttpOnly {
+		bad("a __Http- or __Host-Http- name needs HttpOnly")
+	}
+	if o.SameSite == http.SameSiteNoneMode && !o.Secure {
+		bad("SameSite=None needs Secure")
+	}
+	if o.Partitioned && !o.Secure {
+		bad("Partitioned needs Secure")
+	}
+	if o.Partitioned && o.SameSite != http.SameSiteNoneMode {
+		bad("Partitioned needs SameSite=None, as it is for other sites' pages only")
+	}
+	if len(name)+len(value) > maxCookieBytes {
+		bad("name and value are longer than %d bytes", maxCookieBytes)
+	}
+	return errors.Join(errs...)
+}
+
+// writeCookie puts the cookie into w's headers, in place of an earlier one of the
+// same name: RFC 6265bis forbids two. It reports whether it wrote one.
+func writeCookie(w http.ResponseWriter, name, value string, o *sessions.Options, maxAge int) bool {
+	if w == nil {
+		return false
+	}
+	opts := *o
+	opts.MaxAge = min(maxAge, maxCookieAge)
+	line := sessions.NewCookie(name, value, &opts).String()
+	if line == "" { // the name is none that net/http sends, such as "my session"
+		return false
+	}
+	h := w.Header()
+	lines := h["Set-Cookie"]
+	kept := lines[:0:0]
+	for _, l := range lines {
+		if n, _, _ := strings.Cut(l, "="); n != name {
+			kept = append(kept, l)
+		}
+	}
+	h["Set-Cookie"] = append(kept, line)
+	if h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "no-store") // a cache must not hand it to others
+	}
+	return true
+}
+
+// seconds is time.Duration(n) * time.Second that does not overflow.
+func seconds(n int) time.Duration {
+	if n > int(maxLife/time.Second) {
+		return maxLife
+	}
+	return time.Duration(n) * time.Second
+}

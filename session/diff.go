@@ -1,0 +1,236 @@
+package session
+
+import (
+	"reflect"
+	"slices"
+
+	"github.com/gorilla/sessions"
+)
+
+// changes is the difference between Values and what Redis holds, and the base
+// that results when it is written.
+type changes struct {
+	set, expect []field
+	del         []string
+	base        []entry
+	other       []field
+	bytes       int
+}
+
+func (c *changes) none() bool { return len(c.set) == 0 && len(c.del) == 0 }
+
+// put adds a field to be set and returns it.
+func (c *changes) put(st *Store, x *state, tag, name string, value []byte) field {
+	f := field{name: name, value: string(value)}
+	f.sealed = st.seal(x.name, tag, name, f.value)
+	c.set = append(c.set, f)
+	c.bytes += len(f.name) + len(f.sealed)
+	return f
+}
+
+// drop adds a field to be deleted.
+func (c *changes) drop(f field) {
+	c.del = append(c.del, f.name)
+	c.bytes -= len(f.name) + len(f.sealed)
+}
+
+// replaced takes a field's old value out of the count.
+func (c *changes) replaced(f field) {
+	c.bytes -= len(f.name) + len(f.sealed)
+	c.expect = append(c.expect, f)
+}
+
+// diff finds out what changed since the session was loaded or saved. tag is that
+// of the token that the values will be stored under.
+func (st *Store) diff(x *state, s *sessions.Session, tag string) (c changes, err error) {
+	c.bytes = x.bytes
+	c.other = x.other
+	found := 0 // entries of base whose key is in Values
+	same := true
+	for i := range x.base {
+		e := &x.base[i]
+		v, ok := s.Values[e.key]
+		if ok {
+			found++
+		}
+		if ok && len(e.items) == 0 && matches(e.field.value, v) {
+			if !same {
+				c.base = append(c.base, *e)
+			}
+			continue
+		}
+		if same { // from here on the new base differs
+			same = false
+			c.base = append(make([]entry, 0, len(x.base)+1), x.base[:i]...)
+		}
+		if !ok {
+			c.dropEntry(e)
+			continue
+		}
+		next, err := st.replace(&c, x, e, v, tag)
+		if err != nil {
+			return c, err
+		}
+		c.base = append(c.base, next)
+	}
+	if same {
+		c.base = x.base
+	}
+	if found < len(s.Values) || len(x.other) > 0 {
+		err = st.additions(&c, x, s, tag, same)
+	}
+	return c, err
+}
+
+func (c *changes) dropEntry(e *entry) {
+	if e.field.name != "" {
+		c.expect = append(c.expect, e.field)
+		c.drop(e.field)
+	}
+	for _, f := range e.items {
+		c.drop(f)
+	}
+}
+
+// replace writes a value whose key has an entry already.
+func (st *Store) replace(c *changes, x *state, e *entry, v any, tag string) (entry, error) {
+	next := entry{key: e.key}
+	name := e.field.name
+	if key, ok := e.key.(string); ok && name == "" {
+		name = string(prefixString) + key
+	}
+	if list, ok := v.([]any); ok && len(list) > 0 && name[0] == prefixString {
+		if e.field.name != "" { // an empty list's, or another value
+			c.expect = append(c.expect, e.field)
+			c.drop(e.field)
+		}
+		items, err := st.items(c, x, e.key.(string), e.items, list, tag)
+		next.items = items
+		return next, err
+	}
+	for _, f := range e.items {
+		c.drop(f)
+	}
+	if e.field.name != "" && matches(e.field.value, v) {
+		next.field = e.field
+		return next, nil
+	}
+	b, err := appendValue(nil, v, 0)
+	if err != nil {
+		return next, err
+	}
+	c.replaced(field{name: name, value: e.field.value, sealed: e.field.sealed})
+	if e.field.name == "" {
+		c.bytes += len(name)
+	}
+	next.field = c.put(st, x, tag, name, b)
+	return next, nil
+}
+
+// items writes a list of which the elements was are stored. Elements that are
+// still there in the same order keep their fields; what was added behind them gets
+// new ones. So two requests that add flashes don't meet, and one that reads them
+// removes those it has seen. A list that was changed otherwise is written anew.
+func (st *Store) items(c *changes, x *state, key string, was []field, list []any, tag string) ([]field, error) {
+	kept := make([]field, 0, len(list))
+	at := 0
+	for at < len(was) && len(kept) < len(list) {
+		if matches(was[at].value, list[len(kept)]) {
+			kept = append(kept, was[at])
+		} else {
+			c.drop(was[at])
+		}
+		at++
+	}
+	for _, f := range was[at:] {
+		c.drop(f)
+	}
+	for _, v := range list[len(kept):] {
+		b, err := appendValue(nil, v, 0)
+		if err != nil {
+			return nil, err
+		}
+		kept = append(kept, c.put(st, x, tag, string(prefixItem)+key+newItemSuffix(), b))
+	}
+	return kept, nil
+}
+
+// additions writes what has no entry yet. same says that c.base is still x's.
+func (st *Store) additions(c *changes, x *state, s *sessions.Session, tag string, same bool) error {
+	known := make(map[any]bool, len(x.base))
+	for i := range x.base {
+		known[x.base[i].key] = true
+	}
+	var others map[any]any
+	for k, v := range s.Values {
+		if known[k] {
+			continue
+		}
+		name, other, err := fieldName(k)
+		if err != nil {
+			return err
+		}
+		if other {
+			if others == nil {
+				others = make(map[any]any)
+			}
+			others[k] = v
+			continue
+		}
+		if same {
+			same = false
+			c.base = slices.Clone(c.base)
+		}
+		next := entry{key: k}
+		if list, ok := v.([]any); ok && len(list) > 0 && name[0] == prefixString {
+			if next.items, err = st.items(c, x, name[1:], nil, list, tag); err != nil {
+				return err
+			}
+		} else {
+			b, err := appendValue(nil, v, 0)
+			if err != nil {
+				return err
+			}
+			c.expect = append(c.expect, field{name: name})
+			next.field = c.put(st, x, tag, name, b)
+		}
+		c.base = append(c.base, next)
+	}
+	return st.diffOthers(c, x, others, tag)
+}
+
+// diffOthers writes the entries that share one field.
+func (st *Store) diffOthers(c *changes, x *state, others map[any]any, tag string) error {
+	was := make(map[any]any)
+	for _, f := range x.other {
+		m, err := decodeOthers(f.value)
+		if err != nil {
+			return err
+		}
+		for k, v := range m {
+			was[k] = v
+		}
+	}
+	if len(was) == len(others) && (len(was) == 0 || reflect.DeepEqual(was, others)) {
+		return nil
+	}
+	c.expect = append(c.expect, x.other...)
+	for _, f := range x.other {
+		c.drop(f)
+	}
+	c.other = nil
+	if len(others) == 0 {
+		return nil
+	}
+	g, err := gobEncode(others)
+	if err != nil {
+		return err
+	}
+	name := string(prefixOther)
+	c.del = slices.DeleteFunc(c.del, func(n string) bool { return n == name })
+	if len(x.other) == 0 {
+		c.expect = append(c.expect, field{name: name})
+	}
+	c.other = []field{c.put(st, x, tag, name, g)}
+	return nil
+}

@@ -1,0 +1,2 @@
+// Package session keeps gorilla sessions in Redis.
+package session

@@ -1,0 +1,130 @@
+package session
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Names of hash fields. Those of one byte are about the session itself, the
+// others start with one of the next group and hold a value of Values.
+const (
+	fieldMeta  = "m" // "created,absolute,idle,seen,maxage", see meta
+	fieldUser  = "u" // the user the session is bound to
+	fieldLabel = "l" // what Config.Label returned
+
+	prefixString = 's' // + key: Values[key] for a string key
+	prefixItem   = 'f' // + key + itemSuffix: one element of a []any, such as a flash
+	prefixKey    = 'k' // + encoded key: a key of another basic type
+	prefixGob    = 'g' // + gob of the key: a key of a named basic type
+	prefixOther  = 'o' // (+ itemSuffix): all entries with other keys, as one gob map
+)
+
+// itemSuffix is how many bytes at the end of an item's field name order it among
+// the others of its list: 8 for time and sequence, 4 against collisions.
+const itemSuffix = 12
+
+var itemClock atomic.Uint64
+
+// newItemSuffix returns a suffix that sorts behind all that this process made
+// before, and behind those of others as far as the clocks agree.
+func newItemSuffix() string {
+	var b [itemSuffix]byte
+	for {
+		last := itemClock.Load()
+		next := max(uint64(time.Now().UnixMicro())<<8, last+1)
+		if itemClock.CompareAndSwap(last, next) {
+			binary.BigEndian.PutUint64(b[:], next)
+			break
+		}
+	}
+	rand.Read(b[8:])
+	return string(b[:])
+}
+
+// fieldName returns the name of the field for Values[key]. other is true for a
+// key that has no field of its own.
+func fieldName(key any) (name string, other bool, err error) {
+	if s, ok := key.(string); ok {
+		return string(prefixString) + s, false, nil
+	}
+	if isScalar(key) {
+		b, err := appendValue([]byte{prefixKey}, key, 0)
+		return string(b), false, err
+	}
+	if name, ok := gobKeys.byKey.Load(key); ok {
+		return name.(string), false, nil
+	}
+	if key == nil {
+		return "", false, fmt.Errorf("%w: nil as a key", ErrUnsupported)
+	}
+	switch reflect.TypeOf(key).Kind() {
+	case reflect.Bool, reflect.String,
+		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		// gob writes such a type as its registered name and the basic type's
+		// fixed number, so the bytes are the same in every process.
+		g, err := gobEncode(key)
+		if err != nil {
+			return "", false, err
+		}
+		name := string(prefixGob) + string(g)
+		gobKeys.remember(name, key)
+		return name, false, nil
+	}
+	if f := reflect.ValueOf(key); f.CanFloat() && f.Float() != f.Float() {
+		return "", false, fmt.Errorf("%w: NaN as a key", ErrUnsupported)
+	}
+	return "", true, nil
+}
+
+// fieldKey is the opposite of fieldName, for names that start with prefixString,
+// prefixKey or prefixGob.
+func fieldKey(name string) (any, error) {
+	switch name[0] {
+	case prefixString:
+		return name[1:], nil
+	case prefixKey:
+		key, err := decodeValue(name[1:])
+		if err == nil && !isScalar(key) {
+			err = errMalformed
+		}
+		return key, err
+	case prefixGob:
+		if key, ok := gobKeys.byName.Load(name); ok {
+			return key, nil
+		}
+		key, err := gobDecode(name[1:])
+		if err == nil && (key == nil || !reflect.TypeOf(key).Comparable()) {
+			err = errMalformed
+		}
+		if err != nil {
+			return nil, err
+		}
+		gobKeys.remember(name, key)
+		return key, nil
+	}
+	return nil, errMalformed
+}
+
+// gobKeys remembers names of keys that are costly to encode and decode. Apps have
+// a handful of them; what hostile data adds is bounded.
+var gobKeys keyNames
+
+type keyNames struct {
+	byName, byKey sync.Map
+	n             atomic.Int64
+}
+
+func (k *keyNames) remember(name string, key any) {
+	if k.n.Add(1) > 1024 {
+		return
+	}
+	k.byName.Store(strings.Clone(name), key)
+	k.byKey.Store(key, strings.Clone(name))
+}

@@ -1,0 +1,233 @@
+package session
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+)
+
+// load asks Redis for the session of tok, in one round trip, and fills s and x if
+// it is there. With an error x remembers tok, so that a later save can merge.
+func (st *Store) load(ctx context.Context, s *sessions.Session, x *state, tok token) (found bool, err error) {
+	st.n.loads.Add(1)
+	if compat := st.compat(); compat != nil {
+		found, err = st.loadEither(ctx, s, x, tok, compat)
+	} else {
+		found, err = st.loadHash(ctx, s, x, tok)
+	}
+	switch {
+	case err != nil:
+		st.n.unavailable.Add(1)
+		x.tok, x.saved = tok, unasked
+	case found:
+		st.n.hits.Add(1)
+		x.tok, x.saved = tok, stored
+		s.ID, s.IsNew = tok.id, false
+	default:
+		st.n.misses.Add(1)
+	}
+	return found, err
+}
+
+func (st *Store) loadHash(ctx context.Context, s *sessions.Session, x *state, tok token) (bool, error) {
+	var key any = tok.key // one allocation for both commands
+	hash := redis.NewMapStringStringCmd(ctx, "hgetall", key)
+	pttl := redis.NewIntCmd(ctx, "pttl", key)
+	if err := st.conn.Do(ctx, "load", hash, pttl); err != nil {
+		return false, err
+	}
+	return st.fill(ctx, s, x, tok, hash.Val(), pttl.Val()), nil
+}
+
+// fill takes a session out of its hash. It reports false for one that is not
+// there or has expired by today's configuration.
+func (st *Store) fill(ctx context.Context, s *sessions.Session, x *state, tok token, hash map[string]string, pttl int64) bool {
+	m, ok := parseMeta(hash[fieldMeta])
+	if !ok {
+		return false
+	}
+	at, ttl := now(), time.Duration(pttl)*time.Millisecond
+	expired, due := st.standing(m, ttl, at)
+	if expired {
+		return false
+	}
+	x.meta, x.ttl, x.at = m, ttl, at
+	switch {
+	case m.maxAge > 0:
+		s.Options.MaxAge = int(m.maxAge)
+	case m.maxAge < 0:
+		s.Options.MaxAge = 0
+	}
+	if due {
+		st.touch(ctx, tok, m)
+		x.resend = s.Options.MaxAge > 0
+	}
+	st.decode(ctx, s, x, tok, hash)
+	return true
+}
+
+// decode fills Values and the base that later saves are compared with.
+func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok token, hash map[string]string) {
+	x.base = make([]entry, 0, len(hash))
+	x.other, x.bytes, x.user = nil, 0, ""
+	lists := false
+	for name, sealed := range hash {
+		if len(name) == 1 {
+			switch name {
+			case fieldMeta, fieldLabel:
+				continue
+			case fieldUser:
+				x.user = sealed
+				continue
+			}
+		}
+		if name == "" {
+			continue
+		}
+		x.bytes += len(name) + len(sealed)
+		value, err := st.open(x.name, tok.tag(), name, sealed)
+		if err == nil {
+			switch name[0] {
+			case prefixItem:
+				if len(name) > itemSuffix {
+					x.item(field{name, value, sealed})
+					lists = true
+					continue
+				}
+				err = errMalformed
+			case prefixOther:
+				err = x.others(s, field{name, value, sealed})
+			default:
+				var key, v any
+				if key, err = fieldKey(name); err == nil {
+					if v, err = decodeValue(value); err == nil {
+						s.Values[key] = v
+						x.base = append(x.base, entry{key: key, field: field{name, value, sealed}})
+						continue
+					}
+				}
+			}
+		}
+		if err != nil {
+			st.undecodable(ctx, Event{Name: x.name, ID: tok.id, User: x.user}, err)
+		}
+	}
+	if lists {
+		st.lists(ctx, s, x, tok)
+	}
+}
+
+// item files an element under its list. The entries of lists come without a
+// field of their own until lists has joined them.
+func (x *state) item(f field) {
+	key := f.name[1 : len(f.name)-itemSuffix]
+	for i := range x.base {
+		if e := &x.base[i]; e.field.name == "" && e.key == key {
+			e.items = append(e.items, f)
+			return
+		}
+	}
+	x.base = append(x.base, entry{key: key, items: []field{f}})
+}
+
+// lists puts the elements of each list in order and into Values.
+func (st *Store) lists(ctx context.Context, s *sessions.Session, x *state, tok token) {
+	for i := 0; i < len(x.base); i++ {
+		e := &x.base[i]
+		if len(e.items) == 0 {
+			continue
+		}
+		slices.SortFunc(e.items, func(a, b field) int { return cmp.Compare(a.name, b.name) })
+		list := make([]any, 0, len(e.items))
+		e.items = slices.DeleteFunc(e.items, func(f field) bool {
+			v, err := decodeValue(f.value)
+			if err != nil {
+				st.undecodable(ctx, Event{Name: x.name, ID: tok.id, User: x.user}, err)
+				return true
+			}
+			list = append(list, v)
+			return false
+		})
+		// The same key may have a field as well: an empty list's, or a value that
+		// another request put in the list's place. The list is then appended to a
+		// list, and otherwise wins.
+		for j := range x.base {
+			if o := &x.base[j]; j != i && o.key == e.key && o.field.name != "" {
+				if head, ok := s.Values[e.key].([]any); ok {
+					list = append(slices.Clip(head), list...)
+				}
+				e.field = o.field
+				x.base = slices.Delete(x.base, j, j+1)
+				if j < i {
+					i--
+				}
+				break
+			}
+		}
+		if e = &x.base[i]; len(list) > 0 {
+			s.Values[e.key] = list
+		}
+	}
+	x.base = slices.DeleteFunc(x.base, func(e entry) bool { return e.field.name == "" && len(e.items) == 0 })
+}
+
+// others decodes a field with prefixOther.
+func (x *state) others(s *sessions.Session, f field) error {
+	m, err := decodeOthers(f.value)
+	if err != nil {
+		return err
+	}
+	for k, v := range m {
+		s.Values[k] = v
+	}
+	x.other = append(x.other, f)
+	return nil
+}
+
+func decodeOthers(value string) (map[any]any, error) {
+	v, err := gobDecode(value)
+	if err != nil {
+		return nil, err
+	}
+	m, ok := v.(map[any]any)
+	if !ok {
+		return nil, errMalformed
+	}
+	return m, nil
+}
+
+// Reload loads s again and discards changes that were not saved. The error
+// matches ErrSessionGone if the session is not in Redis any more, and
+// ErrUnavailable if Redis could not be asked; s is unchanged then. A session that
+// is not stored stays as it is.
+func (st *Store) Reload(r *http.Request, s *sessions.Session) error {
+	x := st.state(s)
+	if x == nil || x.saved != stored && x.saved != unasked {
+		return nil
+	}
+	fresh := sessions.NewSession(st, x.name)
+	*fresh.Options = st.settings.Load().options
+	y := &state{home: x.home, name: x.name}
+	found, err := st.load(r.Context(), fresh, y, x.tok)
+	if err != nil {
+		return err
+	}
+	if !found {
+		st.n.gone.Add(1)
+		return ErrSessionGone
+	}
+	y.was = *fresh.Options
+	if s.Options == nil {
+		s.Options = fresh.Options
+	}
+	s.Options.MaxAge = fresh.Options.MaxAge
+	s.ID, s.IsNew, s.Values = fresh.ID, false, fresh.Values
+	y.was = *s.Options
+	*x = *y
+	return nil
+}

@@ -1,0 +1,316 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+)
+
+// saveKind is what a save does with a session that did not change.
+type saveKind uint8
+
+const (
+	saveChanges saveKind = iota // nothing
+	saveAlways                  // prolong it, send the cookie
+	saveAnew                    // give it a new id
+)
+
+// save is behind Save, Commit and Regenerate.
+func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Session, kind saveKind) (wroteCookie bool, err error) {
+	x := st.own(s)
+	if n := s.Name(); n != "" {
+		x.name = n
+	}
+	opts := x.options(s)
+	ctx := writeContext(r)
+	empty := len(s.Values) == 0 && (x.bind == nil || *x.bind == "")
+
+	if st.deletes(opts) {
+		if kind == saveChanges && (x.saved == absent || x.saved == destroyed) {
+			return false, nil
+		}
+		return st.destroy(ctx, w, r, s, x, opts)
+	}
+	if kind == saveChanges && empty && x.saved != stored {
+		st.n.unchanged.Add(1)
+		return false, nil
+	}
+	if x.saved == unasked {
+		if err := st.catchUp(ctx, s, x); err != nil {
+			return false, err
+		}
+	}
+	if x.saved != stored {
+		return st.create(ctx, w, r, s, x, opts)
+	}
+	if s.ID == "" {
+		kind = saveAnew
+	}
+	if x.blob != nil {
+		return st.saveBlob(ctx, w, r, s, x, opts, kind)
+	}
+	c, err := st.diff(x, s, x.tok.tag())
+	if err != nil {
+		return false, err
+	}
+	if kind == saveChanges && c.none() && x.bind == nil && opts == x.was {
+		st.n.unchanged.Add(1)
+		return x.resend && st.sendCookie(w, x, opts), nil
+	}
+	return st.update(ctx, w, r, s, x, opts, kind, c)
+}
+
+// update writes the changes of a stored session, under a new id if it gets one.
+func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Request, s *sessions.Session, x *state, opts sessions.Options, kind saveKind, c changes) (bool, error) {
+	cookie := kind != saveChanges || opts != x.was || x.resend
+	tok := x.tok
+	if kind == saveAnew {
+		var err error
+		if tok, err = st.newToken(x.name, tok.tag()); err != nil {
+			return false, err
+		}
+	}
+	if err := st.guard(x, tok, opts, cookie, &c); err != nil {
+		return false, err
+	}
+	args := st.argsFor(modeUpdate, opts, &c)
+	if kind == saveAnew {
+		args.mode = modeRegenerate
+	}
+	user, err := st.bindArgs(r, x, &args)
+	if err != nil {
+		return false, err
+	}
+	args.restart = kind == saveAnew && user != "" && user != x.user
+
+	entered := ""
+	if user != "" && (user != x.user || kind == saveAnew) {
+		entered = user
+	}
+	reply, err := st.runIndexed(ctx, opName(kind), tok, x.tok.key, &args, entered)
+	if err != nil {
+		return false, err
+	}
+	switch reply.status {
+	case replyGone:
+		st.n.gone.Add(1)
+		return false, ErrSessionGone
+	case replyConflict:
+		return false, ErrConflict
+	}
+	old, oldUser := x.tok, x.user
+	x.tok, x.user, x.bind, x.meta.maxAge = tok, user, nil, args.maxAge
+	x.done(s, opts, &c, reply)
+	st.n.saved.Add(1)
+	if kind == saveAnew {
+		st.n.regenerated.Add(1)
+		tell(st.cfg.Hooks.Regenerated, ctx, Event{Name: x.name, ID: tok.id, OldID: old.id, User: user})
+	}
+	if oldUser != "" && (oldUser != user || kind == saveAnew) {
+		st.leaveIndex(ctx, oldUser, old.id)
+	}
+	return cookie && st.sendCookie(w, x, opts), nil
+}
+
+func opName(kind saveKind) string {
+	if kind == saveAnew {
+		return "regenerate"
+	}
+	return "save"
+}
+
+// create stores a session that Redis does not have.
+func (st *Store) create(ctx context.Context, w http.ResponseWriter, r *http.Request, s *sessions.Session, x *state, opts sessions.Options) (bool, error) {
+	was := *x
+	x.base, x.other, x.bytes, x.user, x.blob = nil, nil, 0, "", nil
+	wrote, err := st.createNew(ctx, w, r, s, x, opts)
+	if err != nil {
+		x.base, x.other, x.bytes, x.user, x.blob = was.base, was.other, was.bytes, was.user, was.blob
+	}
+	return wrote, err
+}
+
+func (st *Store) createNew(ctx context.Context, w http.ResponseWriter, r *http.Request, s *sessions.Session, x *state, opts sessions.Options) (bool, error) {
+	tok, err := st.tokenFor(x.name)
+	if err != nil {
+		return false, err
+	}
+	if compat := st.compat(); compat != nil && compat.sideBySide(now()) {
+		return st.createBlob(ctx, w, s, x, opts, tok)
+	}
+	c, err := st.diff(x, s, tok.tag())
+	if err != nil {
+		return false, err
+	}
+	if err := st.guard(x, tok, opts, true, &c); err != nil {
+		return false, err
+	}
+	c.expect = nil
+	args := st.argsFor(modeCreate, opts, &c)
+	if tok.foreign {
+		args.mode = modeAdopt // an id that the app chose must not be in use
+	}
+	user, err := st.bindArgs(r, x, &args)
+	if err != nil {
+		return false, err
+	}
+	if user == "" { // else bindArgs has set it
+		if label := st.label(r); label != "" {
+			args.set = append(args.set, field{name: fieldLabel, sealed: label})
+		}
+	}
+	reply, err := st.runIndexed(ctx, "create", tok, "", &args, user)
+	if err != nil {
+		return false, err
+	}
+	if reply.status != replyDone {
+		return false, ErrConflict
+	}
+	x.tok, x.user, x.bind, x.meta.maxAge = tok, user, nil, args.maxAge
+	x.done(s, opts, &c, reply)
+	st.n.created.Add(1)
+	tell(st.cfg.Hooks.Created, ctx, Event{Name: x.name, ID: tok.id, User: user})
+	st.dropCarried(ctx, r, x)
+	return st.sendCookie(w, x, opts), nil
+}
+
+// tokenFor returns a token for a new session: the app's KeyGen's, if there is one.
+func (st *Store) tokenFor(name string) (token, error) {
+	if compat := st.compat(); compat != nil && compat.KeyGen != nil {
+		id, err := compat.KeyGen()
+		if err != nil {
+			return token{}, fmt.Errorf("session: KeyGen: %w", err)
+		}
+		if len(id) < 16 || len(id) > maxForeignToken || !validCookieValue(id) {
+			return token{}, fmt.Errorf("session: KeyGen returned %d bytes; an id needs 16 to %d that a cookie can hold", len(id), maxForeignToken)
+		}
+		return st.foreignToken(name, id), nil
+	}
+	return st.newToken(name, "")
+}
+
+// argsFor returns what save.lua needs to write c.
+func (st *Store) argsFor(mode string, opts sessions.Options, c *changes) saveArgs {
+	a := saveArgs{mode: mode, absolute: st.cfg.AbsoluteTimeout, set: c.set, del: c.del}
+	a.idle, a.maxAge = st.life(opts)
+	if st.cfg.DetectConflicts {
+		a.expect = c.expect
+	}
+	return a
+}
+
+// guard refuses what must not be written, before anything is.
+func (st *Store) guard(x *state, tok token, opts sessions.Options, cookie bool, c *changes) error {
+	if cookie {
+		if err := checkCookie(x.name, tok.cookie, &opts); err != nil {
+			return err
+		}
+	}
+	if c.bytes > st.cfg.MaxBytes && c.bytes > x.bytes {
+		return fmt.Errorf("%w: %d bytes, Config.MaxBytes is %d", ErrTooLarge, c.bytes, st.cfg.MaxBytes)
+	}
+	return nil
+}
+
+// done notes what Redis holds after a save.
+func (x *state) done(s *sessions.Session, opts sessions.Options, c *changes, reply saveReply) {
+	x.base, x.other, x.bytes = c.base, c.other, c.bytes
+	x.saved, x.was = stored, opts
+	s.ID = x.tok.id
+	x.took(reply)
+}
+
+// took notes the times that save.lua answered with.
+func (x *state) took(reply saveReply) {
+	x.at = now()
+	x.meta.created, x.meta.absolute, x.ttl = reply.created, reply.absolute, reply.ttl
+}
+
+// sendCookie sends the cookie of a stored session. A persistent one lives no
+// longer than the session can.
+func (st *Store) sendCookie(w http.ResponseWriter, x *state, opts sessions.Options) bool {
+	maxAge := opts.MaxAge
+	if maxAge > 0 && x.blob == nil {
+		left := x.meta.createdAt().UnixMilli() + x.meta.absolute - x.at.UnixMilli()
+		maxAge = int(min(int64(maxAge), max(left/1000, 1)))
+	}
+	x.resend = false
+	return writeCookie(w, x.name, x.tok.cookie, &opts, maxAge)
+}
+
+// catchUp loads what could not be loaded before, and puts on top of it what the
+// app has set since. Nothing that is stored gets lost.
+func (st *Store) catchUp(ctx context.Context, s *sessions.Session, x *state) error {
+	under := sessions.NewSession(st, x.name)
+	*under.Options = *s.Options
+	y := &state{home: x.home, name: x.name}
+	found, err := st.load(ctx, under, y, x.tok)
+	if err != nil {
+		return err
+	}
+	if !found {
+		x.saved, x.tok = absent, token{}
+		return nil
+	}
+	if s.Values == nil {
+		s.Values = make(map[any]any)
+	}
+	for k, v := range under.Values {
+		mine, ok := s.Values[k]
+		if !ok {
+			s.Values[k] = v
+			continue
+		}
+		was, isList := v.([]any)
+		added, both := mine.([]any)
+		if isList && both {
+			s.Values[k] = append(was[:len(was):len(was)], added...)
+		}
+	}
+	s.ID, s.IsNew = under.ID, false
+	y.bind = x.bind
+	y.was = *under.Options
+	*x = *y
+	return nil
+}
+
+// label returns the text that a listing shows for the session.
+func (st *Store) label(r *http.Request) string {
+	if st.cfg.Label == nil || r == nil {
+		return ""
+	}
+	s := strings.ToValidUTF8(st.cfg.Label(r), "")
+	for len(s) > maxLabel {
+		_, n := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-n]
+	}
+	return s
+}
+
+// runIndexed runs save.lua and, before it, enters the session into the index of
+// user, so that a bound session is never missing there. An entry whose session
+// does not come to be is dropped later.
+func (st *Store) runIndexed(ctx context.Context, op string, tok token, oldKey string, args *saveArgs, user string) (saveReply, error) {
+	if user == "" {
+		return st.runSave(ctx, op, tok.key, oldKey, args)
+	}
+	enter := indexScript.Cmd(ctx, []string{st.indexKey(user)}, tok.id, st.indexLife().Milliseconds())
+	var before []redis.Cmder
+	if st.cfg.MaxPerUser > 0 || st.conn.IsCluster() {
+		// In an order that a pipeline to several servers would not keep.
+		if err := st.conn.Do(ctx, "index", enter); err != nil {
+			return saveReply{}, err
+		}
+		if err := st.makeRoom(ctx, user, tok.id, oldKey); err != nil {
+			return saveReply{}, err
+		}
+	} else {
+		before = append(before, enter)
+	}
+	return st.runSave(ctx, op, tok.key, oldKey, args, before...)
+}

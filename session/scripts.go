@@ -1,0 +1,110 @@
+package session
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
+)
+
+var (
+	//go:embed save.lua
+	saveSource string
+	//go:embed index.lua
+	indexSource string
+	//go:embed heal.lua
+	healSource string
+	//go:embed revoke.lua
+	revokeSource string
+	//go:embed swap.lua
+	swapSource string
+
+	saveScript   = roundtrip.NewScript(saveSource)
+	indexScript  = roundtrip.NewScript(indexSource)
+	healScript   = roundtrip.NewScript(healSource)
+	revokeScript = roundtrip.NewScript(revokeSource)
+	swapScript   = roundtrip.NewScript(swapSource)
+)
+
+var errReply = errors.New("session: a script answered what it never does")
+
+// Modes of save.lua.
+const (
+	modeCreate     = "c"
+	modeUpdate     = "u"
+	modeRegenerate = "r"
+	modeAdopt      = "a"
+)
+
+// Statuses that save.lua answers with.
+const (
+	replyGone int64 = iota
+	replyDone
+	replyThere
+	replyConflict
+)
+
+// saveArgs are the arguments of save.lua.
+type saveArgs struct {
+	mode           string
+	idle, absolute time.Duration
+	maxAge         int64
+	restart        bool
+	set, expect    []field
+	del            []string
+}
+
+// saveReply is what save.lua answers.
+type saveReply struct {
+	status            int64
+	created, absolute int64 // as in meta
+	ttl               time.Duration
+}
+
+func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.ScriptCmd {
+	keys := []string{key}
+	if a.mode == modeRegenerate {
+		keys = append(keys, old)
+	}
+	args := make([]any, 0, 7+2*len(a.set)+2*len(a.expect)+len(a.del))
+	restart := ""
+	if a.restart {
+		restart = "1"
+	}
+	args = append(args, a.mode, max(a.idle.Milliseconds(), 1), max(a.absolute.Milliseconds(), 1), a.maxAge, restart, len(a.set), len(a.expect))
+	for _, f := range a.set {
+		args = append(args, f.name, f.sealed)
+	}
+	for _, f := range a.expect {
+		args = append(args, f.name, f.sealed)
+	}
+	for _, name := range a.del {
+		args = append(args, name)
+	}
+	cmd := saveScript.Cmd(ctx, keys, args...)
+	if len(a.expect) > 0 {
+		cmd.Once() // a repetition would not find what the first run expected
+	}
+	return cmd
+}
+
+// runSave runs save.lua, with other commands of the same moment before it.
+func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, before ...redis.Cmder) (saveReply, error) {
+	cmd := saveCmd(ctx, key, old, a)
+	if err := st.conn.Do(ctx, op, append(before, cmd)...); err != nil {
+		return saveReply{}, err
+	}
+	n, err := cmd.Int64Slice()
+	if err != nil || len(n) == 0 || n[0] == replyDone && len(n) != 4 {
+		return saveReply{}, errReply
+	}
+	r := saveReply{status: n[0]}
+	if r.status == replyDone {
+		r.created, r.absolute, r.ttl = n[1], n[2], time.Duration(n[3])*time.Millisecond
+	}
+	return r, nil
+}

@@ -1,0 +1,208 @@
+package session
+
+import (
+	"context"
+	"crypto/cipher"
+	"net/http"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
+)
+
+// Store keeps gorilla sessions in Redis. All its methods are safe for concurrent
+// use; a *sessions.Session is not, it belongs to one request.
+type Store struct {
+	cfg      Config
+	conn     *roundtrip.Conn
+	macs     []*signer // nil: cookies are not signed
+	sealers  []sealer  // nil: values are not encrypted
+	settings atomic.Pointer[settings]
+	changing sync.Mutex // held while settings are replaced
+
+	n        counters
+	touching atomic.Int64   // touches in flight
+	work     sync.WaitGroup // goroutines of touches
+}
+
+var _ sessions.Store = (*Store)(nil)
+
+// settings are what redisstore's setters may change. They are replaced as a
+// whole.
+type settings struct {
+	options    sessions.Options // what a new session starts with
+	redisstore *RedisstoreConfig
+	followAge  bool // the default idle time is options.MaxAge
+	home       home
+}
+
+type sealer struct {
+	id   byte
+	aead cipher.AEAD
+}
+
+// New returns a store that keeps sessions in rdb, a *redis.Client or
+// *redis.ClusterClient that stays the caller's to close. It dials nothing and is
+// cheap. The error lists everything that is wrong with cfg.
+func New(rdb redis.UniversalClient, cfg Config) (*Store, error) {
+	conn, err := cfg.check(rdb)
+	if err != nil {
+		return nil, err
+	}
+	return newStore(conn, rdb, cfg, false), nil
+}
+
+func newStore(conn *roundtrip.Conn, rdb redis.UniversalClient, cfg Config, followAge bool) *Store {
+	st := &Store{cfg: cfg, conn: conn}
+	for _, k := range cfg.Keys {
+		st.macs = append(st.macs, newSigner(k))
+	}
+	for _, k := range cfg.EncryptionKeys {
+		st.sealers = append(st.sealers, newSealer(k))
+	}
+	set := &settings{options: cfg.Cookie.options(), followAge: followAge, home: home{client: rdb, prefix: cfg.Prefix}}
+	if !reflect.TypeOf(rdb).Comparable() {
+		set.home.client = st
+	}
+	if cfg.Redisstore != nil {
+		rs := cfg.Redisstore.withDefaults()
+		set.redisstore = &rs
+	}
+	st.settings.Store(set)
+	return st
+}
+
+func (st *Store) prefix() string { return st.settings.Load().home.prefix }
+func (st *Store) home() *home    { return &st.settings.Load().home }
+
+// compat returns the settings for redisstore's sessions, or nil.
+func (st *Store) compat() *RedisstoreConfig { return st.settings.Load().redisstore }
+
+// Get returns the session of the request: loaded at the first call with a name,
+// the same one for every later call with that name and request. It is never nil
+// for a valid cookie name. The error is that of New, and the same at each call.
+func (st *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
+	return sessions.GetRegistry(r).Get(st, name)
+}
+
+// New loads the session that the request's cookie called name gives a right to,
+// or returns a new one. The session is never nil. The error is nil for a missing,
+// forged, unknown or expired cookie: they give a new session with a new id. It
+// matches ErrUnavailable if Redis could not be asked; the session is then usable,
+// see Loaded.
+func (st *Store) New(r *http.Request, name string) (*sessions.Session, error) {
+	s := sessions.NewSession(st, name)
+	s.IsNew = true
+	x := &state{home: st.home(), name: name}
+	*s.Options = st.settings.Load().options
+	err := st.find(r, s, x)
+	x.was = *s.Options
+	remember(s, x)
+	return s, err
+}
+
+// find loads the session into s and x if the request has a right to one.
+func (st *Store) find(r *http.Request, s *sessions.Session, x *state) error {
+	ctx := r.Context()
+	var found bool
+	var err error
+	tries := 0
+	cookieValues(r.Header, x.name, func(value string) bool {
+		tok, ok := st.parseToken(x.name, value)
+		if !ok {
+			st.n.refused.Add(1)
+			return true
+		}
+		found, err = st.load(ctx, s, x, tok)
+		tries++
+		return !found && err == nil && tries < maxCandidates
+	})
+	if found || err != nil {
+		return err
+	}
+	if st.cfg.Legacy != nil {
+		st.carryOver(r, s, x)
+	}
+	return nil
+}
+
+// Save stores s and sends its cookie. Unlike Commit it does so even if nothing
+// changed: the session's life is prolonged and the cookie sent again. Only what
+// changed is written.
+//
+// Options.MaxAge < 0 deletes the session and its cookie, see also
+// Config.ZeroMaxAge. An ID that the app set to "" gives a stored session a new
+// id, as Regenerate does.
+//
+// The error matches ErrSessionGone if the session was deleted since it was
+// loaded, ErrUnavailable, ErrTooLarge, ErrUnsupported, ErrCookie, ErrConflict or
+// ErrTooManySessions. In all these cases no cookie is sent. w may be nil: then the
+// cookie is left out.
+func (st *Store) Save(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
+	_, err := st.save(w, r, s, saveAlways)
+	return err
+}
+
+// Commit is what middleware calls before the response's headers are sent. It
+// writes what changed and nothing more: an unchanged session costs nothing, an
+// empty new one is not stored. The cookie is sent if the session is new, was
+// regenerated or deleted, if its Options changed, or if it is a persistent one that
+// has aged. wroteCookie reports whether it was. The errors are those of Save.
+func (st *Store) Commit(w http.ResponseWriter, r *http.Request, s *sessions.Session) (wroteCookie bool, err error) {
+	return st.save(w, r, s, saveChanges)
+}
+
+// NeedsCookie reports whether committing s would have to send a cookie, which is
+// impossible once the headers are gone. Changes of an existing session's values
+// don't need one.
+func (st *Store) NeedsCookie(s *sessions.Session) bool {
+	x := st.state(s)
+	if x == nil {
+		return len(s.Values) > 0
+	}
+	opts := x.options(s)
+	del := st.deletes(opts)
+	switch x.saved {
+	case absent:
+		return !del && (len(s.Values) > 0 || x.bind != nil && *x.bind != "")
+	case destroyed:
+		return !del && len(s.Values) > 0
+	}
+	return del || s.ID == "" && x.saved == stored || x.resend || opts != x.was
+}
+
+// options returns the options that a save of s goes by.
+func (x *state) options(s *sessions.Session) sessions.Options {
+	if s.Options == nil { // an app that set it to nil
+		return x.was
+	}
+	return *s.Options
+}
+
+// deletes reports whether a save with these options means to delete.
+func (st *Store) deletes(o sessions.Options) bool {
+	return o.MaxAge < 0 || o.MaxAge == 0 && st.cfg.ZeroMaxAge == DeleteSession
+}
+
+// Close waits until touches that are in flight have ended. It does not close the
+// client, which is the caller's. The store stays usable.
+func (st *Store) Close() error {
+	st.work.Wait()
+	return nil
+}
+
+// writeContext is for writes: a client that disconnects must not keep its logout
+// from happening.
+func writeContext(r *http.Request) context.Context {
+	if r == nil {
+		return context.Background()
+	}
+	return context.WithoutCancel(r.Context())
+}
+
+func now() time.Time { return time.Now() }

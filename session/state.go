@@ -1,0 +1,154 @@
+package session
+
+import (
+	"runtime"
+	"sync"
+	"time"
+	"unsafe"
+	"weak"
+
+	"github.com/gorilla/sessions"
+)
+
+// state is what the store knows about a *sessions.Session beyond its public
+// fields. Like the session it belongs to one request and is not locked.
+type state struct {
+	home  *home // whose session it is, see Store.state
+	name  string
+	tok   token // of the session in Redis; zero if there is none yet
+	saved status
+	blob  *blob // of a session in redisstore's layout
+	meta  meta
+	ttl   time.Duration // that was left at loadedAt; 0: not known
+	at    time.Time     // when meta and ttl were read
+
+	base  []entry          // what Redis holds
+	other []field          // the fields with prefixOther
+	bytes int              // of all names and values, with undecodable ones
+	user  string           // that Redis has
+	bind  *string          // pending Bind
+	was   sessions.Options // as New returned them or the last save used them
+
+	foundling bool              // the app made the session, it does not come from New
+	resend    bool              // a persistent cookie has aged, send it again with the response
+	carried   *sessions.Session // read from Config.Legacy, to be deleted there
+}
+
+// status says what is known of a session in Redis.
+type status uint8
+
+const (
+	absent    status = iota // nothing stored under this session
+	stored                  // loaded or saved
+	unasked                 // a token was presented and Redis could not be asked
+	destroyed               // deleted by this request
+)
+
+// entry is one key of Values as Redis holds it.
+type entry struct {
+	key   any
+	field field   // name is empty if the entry has only items
+	items []field // of a []any, a field for each element
+}
+
+// field is a field of the hash: its name, its plain value, and what Redis holds,
+// which differs if values are encrypted.
+type field struct{ name, value, sealed string }
+
+// The table of states finds a session's state whatever request it is saved
+// with: the request's context is replaced too often to be of use, and Values are
+// the app's. Keys are weak, so that the table keeps no session alive.
+var table [32]struct {
+	sync.Mutex
+	m map[weak.Pointer[sessions.Session]]*state
+}
+
+func shard(s *sessions.Session) int {
+	return int(uintptr(unsafe.Pointer(s)) / unsafe.Sizeof(*s) % uintptr(len(table)))
+}
+
+// remember files a state under s.
+func remember(s *sessions.Session, x *state) {
+	key, i := weak.Make(s), shard(s)
+	t := &table[i]
+	t.Lock()
+	if t.m == nil {
+		t.m = make(map[weak.Pointer[sessions.Session]]*state)
+	}
+	t.m[key] = x
+	t.Unlock()
+	runtime.AddCleanup(s, forget, place{key, i})
+}
+
+type place struct {
+	key   weak.Pointer[sessions.Session]
+	shard int
+}
+
+// forget removes the state of a session that nobody refers to any more.
+func forget(p place) {
+	t := &table[p.shard]
+	t.Lock()
+	delete(t.m, p.key)
+	t.Unlock()
+}
+
+func recall(s *sessions.Session) *state {
+	if s == nil {
+		return nil
+	}
+	t := &table[shard(s)]
+	t.Lock()
+	defer t.Unlock()
+	return t.m[weak.Make(s)]
+}
+
+// home identifies where a session is kept, so that another Store over the same
+// client and prefix, which apps make for each request, can go on with it.
+type home struct {
+	client any // comparable, or this home's own address
+	prefix string
+}
+
+func (h *home) same(o *home) bool { return h == o || *h == *o }
+
+// state returns what is known of s, or nil if s is not from this store.
+func (st *Store) state(s *sessions.Session) *state {
+	if x := recall(s); x != nil && x.home.same(st.home()) {
+		return x
+	}
+	return nil
+}
+
+// own is state, but gives a session that is not from this store a state of its
+// own: one that has nothing stored.
+func (st *Store) own(s *sessions.Session) *state {
+	x := st.state(s)
+	if x == nil {
+		x = &state{home: st.home(), name: s.Name(), foundling: true}
+		if s.Options != nil {
+			x.was = *s.Options
+		}
+		remember(s, x)
+	}
+	return x
+}
+
+// ID returns the public id of s: safe to log and to show, the same until the
+// session is regenerated, and of no use as a cookie. It is "" for a session that
+// is not stored.
+func ID(s *sessions.Session) string {
+	if x := recall(s); x != nil && x.saved == stored {
+		return x.tok.id
+	}
+	return ""
+}
+
+// Loaded reports whether the content of s is what Redis holds. It is false for a
+// session that could not be loaded because Redis could not be asked: such a
+// session starts empty, and saving it changes the values that the app set and no
+// others.
+func Loaded(s *sessions.Session) bool {
+	x := recall(s)
+	return x == nil || x.saved != unasked
+}
