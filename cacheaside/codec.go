@@ -10,14 +10,18 @@ import (
 	"github.com/klauspost/compress/s2"
 )
 
-// Codec turns values into bytes and back. Unmarshal is given a pointer to a zero
-// value and must neither keep nor change data. Both must be safe for concurrent
+// Codec turns values into bytes and back. Its methods must be safe for concurrent
 // use.
 type Codec interface {
 	// Name tells codecs apart. An entry written by a codec of another name is
 	// taken for a miss, so change it when the format changes.
 	Name() string
+
+	// Marshal returns v, a value of the cache's type, as bytes.
 	Marshal(v any) ([]byte, error)
+
+	// Unmarshal reads what Marshal wrote into v, a pointer to a zero value. It
+	// must neither keep nor change data, and bear arbitrary bytes.
 	Unmarshal(data []byte, v any) error
 }
 

@@ -44,6 +44,7 @@ var (
 	errForeign     = errors.New("stored value was not written by this cache")
 	errTooLarge    = errors.New("encoded value is larger than MaxValue")
 	errBadKey      = errors.New("cacheaside: key can't be encoded")
+	errReply       = errors.New("cacheaside: Redis answered in an unexpected form")
 	errKeyTooLarge = fmt.Errorf("%w: longer than %d bytes", errBadKey, maxKey)
 )
 

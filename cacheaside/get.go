@@ -128,57 +128,37 @@ func (c *Cache[K, V]) get(ctx context.Context, key K) (Entry[V], error) {
 	if err != nil {
 		return Entry[V]{}, err
 	}
+	return c.getRef(ctx, &r)
+}
+
+func (c *Cache[K, V]) getRef(ctx context.Context, r *ref[K]) (Entry[V], error) {
 	for try := 0; ; try++ {
 		if err := ctx.Err(); err != nil {
 			return Entry[V]{}, fmt.Errorf("cacheaside: get: %w", err)
 		}
-		var seen sighting
 		var now found[V]
-		if c.blocked(&r) {
+		mark := c.l1.capture(r)
+		if c.blocked(r) {
 			now.state = unavailable
 		} else {
-			mark := c.l1.capture(&r)
-			c.read(ctx, &r, &now)
-			switch now.state {
-			case fresh:
-				c.hit(&r, mark, &now)
-				if c.early(&now.raw) {
-					c.refreshLater(ctx, &r, &now.raw)
-				}
-				now.entry.Value = c.clone(now.entry.Value)
-				return now.entry, now.err
-			case stale:
-				c.stats.stale.Add(1)
-				c.refreshLater(ctx, &r, &now.raw)
-				now.entry.Value = c.clone(now.entry.Value)
-				return now.entry, nil
-			}
+			c.read(ctx, r, &now)
+		}
+		e, err, ok := c.serve(ctx, r, mark, &now)
+		if ok {
+			return e, err
 		}
 		if ctx.Err() != nil {
 			continue
 		}
-		fallback := now.state == expiredValue && c.mayServeOnError(&now.raw)
-		if fallback && c.failing.pausing(r.entry) {
-			c.stats.stale.Add(1)
-			return now.entry, nil
-		}
-		switch now.state {
-		case unavailable, fenced:
-			seen.direct = true
-		case expiredValue:
-			raw := now.raw
-			seen.expired = &raw
-		case unreadable, outdated:
-			seen.replace = &now.blob
-		}
 		if try == 0 {
 			c.stats.misses.Add(1)
 		}
-		f, seat, own := c.flights.join(ctx, &r, seen, try >= maxTries)
+		f, seat, own := c.flights.join(ctx, r, now.sighting(), try >= maxTries)
 		if own {
 			go c.run(f)
 		}
-		e, err, ok := c.await(ctx, f, seat, fallback)
+		fallback := c.mayServeOnError(&now)
+		e, err, ok = c.await(ctx, f, seat, fallback)
 		if !ok {
 			continue
 		}
@@ -188,6 +168,44 @@ func (c *Cache[K, V]) get(ctx context.Context, key K) (Entry[V], error) {
 		}
 		return e, err
 	}
+}
+
+// serve answers from what a key holds, if that may be served at once.
+func (c *Cache[K, V]) serve(ctx context.Context, r *ref[K], mark mark, now *found[V]) (e Entry[V], err error, ok bool) {
+	switch now.state {
+	case fresh:
+		c.hit(r, mark, now)
+		if c.early(&now.raw) {
+			c.refreshLater(ctx, r, &now.raw)
+		}
+	case stale:
+		c.stats.stale.Add(1)
+		c.refreshLater(ctx, r, &now.raw)
+	case expiredValue:
+		if !c.failing.pausing(r.entry) || !c.mayServeOnError(now) {
+			return e, nil, false
+		}
+		c.stats.stale.Add(1)
+	default:
+		return e, nil, false
+	}
+	now.entry.Value = c.clone(now.entry.Value)
+	return now.entry, now.err, true
+}
+
+// sighting is what a flight has to know about what a key holds.
+func (now *found[V]) sighting() (seen sighting) {
+	switch now.state {
+	case unavailable, fenced:
+		seen.direct = true
+	case expiredValue:
+		raw := now.raw
+		seen.expired = &raw
+	case unreadable, outdated:
+		blob := now.blob
+		seen.replace = &blob
+	}
+	return seen
 }
 
 var errSoftTimeout = errors.New("cacheaside: soft timeout")
@@ -219,8 +237,9 @@ func (c *Cache[K, V]) await(ctx context.Context, f *flight[K, V], seat int, fall
 
 // mayServeOnError reports whether an expired entry may stand in for a failed
 // load.
-func (c *Cache[K, V]) mayServeOnError(e *entry) bool {
-	return c.cfg.StaleIfError > 0 && c.clock.now() < e.expires()+c.cfg.StaleIfError.Milliseconds()
+func (c *Cache[K, V]) mayServeOnError(now *found[V]) bool {
+	return now.state == expiredValue && c.cfg.StaleIfError > 0 &&
+		c.clock.now() < now.raw.expires()+c.cfg.StaleIfError.Milliseconds()
 }
 
 type state uint8

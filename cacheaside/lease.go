@@ -3,7 +3,6 @@ package cacheaside
 import (
 	"context"
 	_ "embed"
-	"errors"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -41,60 +40,33 @@ type grant struct {
 // acquire takes the lease of a key, or tells what the key holds. replace, if not
 // nil, is an unreadable value to be replaced.
 func (c *Cache[K, V]) acquire(ctx context.Context, r *ref[K], lease string, replace *string) (grant, error) {
-	flag, bad := 0, ""
-	if replace != nil {
-		flag, bad = 1, (*replace)[:min(len(*replace), 64)]
-	}
-	cmd := acquireScript.Cmd(ctx, []string{r.entry}, lease, c.cfg.lease().Milliseconds(), flag, bad)
-	var g grant
-	sent := time.Now()
-	if err := c.withTags(ctx, "acquire", r, &g, cmd); err != nil {
-		return g, err
-	}
-	switch reply := cmd.Val().(type) {
-	case int64:
-		c.clock.learn(reply, sent)
-		g.held = true
-	case string:
-		g.blob = reply
-	default:
-		return g, errors.New("cacheaside: acquire: unexpected reply")
-	}
-	return g, nil
+	return c.ask(ctx, "acquire", r, c.acquireCmd(ctx, r, lease, replace))
 }
 
 // claim takes the right to refresh an entry that begins with prefix.
 func (c *Cache[K, V]) claim(ctx context.Context, r *ref[K], prefix string, d time.Duration, force bool) (grant, error) {
+	return c.ask(ctx, "claim", r, c.claimCmd(ctx, r, prefix, d, force))
+}
+
+func (c *Cache[K, V]) acquireCmd(ctx context.Context, r *ref[K], lease string, replace *string) *roundtrip.ScriptCmd {
+	flag, bad := 0, ""
+	if replace != nil {
+		flag, bad = 1, (*replace)[:min(len(*replace), 64)]
+	}
+	return acquireScript.Cmd(ctx, []string{r.entry}, lease, c.cfg.lease().Milliseconds(), flag, bad)
+}
+
+func (c *Cache[K, V]) claimCmd(ctx context.Context, r *ref[K], prefix string, d time.Duration, force bool) *roundtrip.ScriptCmd {
 	flag := 0
 	if force {
 		flag = 1
 	}
-	cmd := claimScript.Cmd(ctx, []string{r.entry}, prefix, d.Milliseconds(), flag)
-	var g grant
-	sent := time.Now()
-	if err := c.withTags(ctx, "claim", r, &g, cmd); err != nil {
-		return g, err
-	}
-	n, _ := cmd.Int64()
-	switch {
-	case n > 0:
-		c.clock.learn(n, sent)
-		g.held = true
-	case n == 0:
-		g.busy = true
-	default:
-		g.gone = true
-	}
-	return g, nil
+	return claimScript.Cmd(ctx, []string{r.entry}, prefix, d.Milliseconds(), flag)
 }
 
-// withTags runs cmd, and captures the versions of the key's tags in the same
-// round trip.
-func (c *Cache[K, V]) withTags(ctx context.Context, op string, r *ref[K], g *grant, cmd *roundtrip.ScriptCmd) error {
-	if len(r.tags) == 0 {
-		_, err := c.conn.Run(ctx, op, cmd)
-		return err
-	}
+// ask runs one of these two, and captures the versions of the key's tags in the
+// same round trip.
+func (c *Cache[K, V]) ask(ctx context.Context, op string, r *ref[K], cmd *roundtrip.ScriptCmd) (g grant, err error) {
 	cmds := make([]redis.Cmder, 1, 1+len(r.tags))
 	cmds[0] = cmd
 	captures := make([]*roundtrip.ScriptCmd, len(r.tags))
@@ -102,11 +74,34 @@ func (c *Cache[K, V]) withTags(ctx context.Context, op string, r *ref[K], g *gra
 		captures[i] = c.captureTag(ctx, tag)
 		cmds = append(cmds, captures[i])
 	}
+	sent := time.Now()
 	if err := c.conn.Do(ctx, op, cmds...); err != nil {
-		return err
+		return g, err
 	}
+	g, err = c.granted(cmd, sent)
 	g.versions = captured(r.tags, captures)
-	return nil
+	return g, err
+}
+
+// granted reads the reply to an acquire or a claim.
+func (c *Cache[K, V]) granted(cmd *roundtrip.ScriptCmd, sent time.Time) (g grant, err error) {
+	switch reply := cmd.Val().(type) {
+	case int64:
+		switch {
+		case reply > 0:
+			c.clock.learn(reply, sent)
+			g.held = true
+		case reply == 0:
+			g.busy = true
+		default:
+			g.gone = true
+		}
+	case string:
+		g.blob = reply
+	default:
+		err = errReply
+	}
+	return g, err
 }
 
 // fill stores e if what begins with expected still stands.

@@ -89,6 +89,9 @@ func (c *Cache[K, V]) captureTags(ctx context.Context, r *ref[K]) ([]tagVersion,
 }
 
 func captured(tags []string, captures []*roundtrip.ScriptCmd) []tagVersion {
+	if len(tags) == 0 {
+		return nil
+	}
 	versions := make([]tagVersion, len(tags))
 	for i, tag := range tags {
 		versions[i].hash = tagHash(tag)
