@@ -123,18 +123,22 @@ func timedSlice(do func(*caller) error, callers []*caller, warm, length time.Dur
 	return s
 }
 
-// fixedSlice lets each caller make n calls. measured runs before the first and
-// after the last call, while nothing moves.
+// fixedSlice lets the callers make n calls together. measured runs before the
+// first and after the last call, while nothing moves.
 func fixedSlice(do func(*caller) error, callers []*caller, n int, measured func()) (ops int, err error) {
 	start := make(chan struct{})
 	var ready, wg sync.WaitGroup
-	for _, c := range callers {
+	for i, c := range callers {
 		c.failed, c.err = 0, nil
+		share := n / len(callers)
+		if i < n%len(callers) {
+			share++
+		}
 		ready.Add(1)
 		wg.Go(func() {
 			ready.Done()
 			<-start
-			for range n {
+			for range share {
 				c.call(do)
 			}
 		})
@@ -144,8 +148,9 @@ func fixedSlice(do func(*caller) error, callers []*caller, n int, measured func(
 	close(start)
 	wg.Wait()
 	measured()
+	ops = n
 	for _, c := range callers {
-		ops += n - c.failed
+		ops -= c.failed
 		if c.err != nil {
 			err = c.err
 		}

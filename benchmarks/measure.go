@@ -135,7 +135,7 @@ func (h *harness) account(ctx context.Context, b body, callers []*caller, n int)
 	var srv [2]serverStats
 	var cmds, writes [2]int64
 	var k int
-	ops, callErr := fixedSlice(b.do, callers, max(1, n/len(callers)), func() {
+	ops, callErr := fixedSlice(b.do, callers, max(n, len(callers)), func() {
 		// The readings' own cost stays outside: the second set reads in reverse.
 		if k == 0 {
 			srv[0], err = h.srv.stats(ctx)
