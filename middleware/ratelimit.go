@@ -1,0 +1,441 @@
+package middleware
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"hash/maphash"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/redporch/redporch/ratelimit"
+)
+
+// RateLimitConfig tells RateLimit what a request costs and how to say no. The
+// zero value charges one unit, denies with 429 and a problem document, and tells
+// clients about their limits by the fields of the newest draft.
+type RateLimitConfig struct {
+	// Cost returns what a request costs. Nil means 1; a request that costs 0 is
+	// let through if a unit is left, and charged nothing. A negative cost is an
+	// error of the program, answered with 500.
+	Cost func(r *http.Request) int64
+
+	// Tier returns the limiter for a request, such as one made with
+	// Limiter.With for paying customers. Nil, or a nil limiter, means the one
+	// given to RateLimit.
+	Tier func(r *http.Request) *ratelimit.Limiter
+
+	// Skip, when set, lets requests through unseen for which it returns true.
+	Skip func(r *http.Request) bool
+
+	// NoKey says what to do with a request that the KeyFunc has no key for. The
+	// zero value uses the client's address instead.
+	NoKey NoKey
+
+	// Shadow charges and reports, but never denies and writes no headers: a way
+	// to try out a limit. See ratelimit.Policy.Shadow for a single policy.
+	Shadow bool
+
+	// Headers says in which fields to tell clients about their limits. Zero means
+	// Draft11.
+	Headers Dialect
+
+	// QuotaUnit is told as the "qu" parameter of Draft11, for limits that don't
+	// count requests, such as "content-bytes". Empty leaves it out.
+	QuotaUnit string
+
+	// PartitionSecret, when set, adds the "pk" parameter of Draft11: 12 bytes of
+	// an HMAC-SHA-256 of the key, by which clients tell accounts apart without
+	// learning what they are. At least 16 bytes.
+	PartitionSecret []byte
+
+	// RefundIf gives the units back when the response has a status for which it
+	// returns true, such as 304 or 500 and up. A panic counts as 500.
+	RefundIf func(status int) bool
+
+	// Denied, when set, answers denied requests in place of the problem document.
+	// The headers are set already, Retry-After among them; it writes status and
+	// body. See [Decisions] for why.
+	Denied http.Handler
+
+	// Error, when set, answers when the limiter returned an error, which is not
+	// that Redis is down (the limiter's own failure policy decides then) but a
+	// mistake, such as a negative cost. Nil means 500.
+	Error func(w http.ResponseWriter, r *http.Request, err error)
+
+	// Logger gets warnings and errors. Nil means slog.Default().
+	Logger *slog.Logger
+}
+
+// NoKey says what happens to requests without a key.
+type NoKey uint8
+
+const (
+	// NoKeyClientIP uses the key of ClientIP. Requests whose client has no known
+	// address share one key then, which is warned about.
+	NoKeyClientIP NoKey = iota
+	// NoKeySkip lets the request through, uncounted.
+	NoKeySkip
+	// NoKeyDeny answers 400.
+	NoKeyDeny
+)
+
+// Decision is what a RateLimit has decided for a request.
+type Decision struct {
+	// Result is the limiter's result.
+	Result ratelimit.Result
+	// Shadow reports that the decision was not enforced, see RateLimitConfig.
+	Shadow bool
+	// Err is non-nil if the limiter could not decide.
+	Err error
+
+	limiter *ratelimit.Limiter
+	key     string
+}
+
+func (d *Decision) outcome() string {
+	switch {
+	case d.Err != nil:
+		return "error"
+	case d.Result.Banned && !d.Shadow:
+		return "banned"
+	case !d.Result.Allowed && d.Shadow:
+		return "shadow"
+	case !d.Result.Allowed:
+		return "denied"
+	}
+	for i := range d.Result.Policies {
+		if p := &d.Result.Policies[i]; p.Shadow && !p.Allowed {
+			return "shadow"
+		}
+	}
+	return "allowed"
+}
+
+// source is empty for the usual one.
+func (d *Decision) source() string {
+	if d.Err != nil || d.Result.Source == ratelimit.SourceRedis {
+		return ""
+	}
+	return d.Result.Source.String()
+}
+
+// tightest returns the decision to report of several: the denial if there is
+// one, otherwise the one with the least left.
+func tightest(ds []Decision) (d Decision, ok bool) {
+	for i := range ds {
+		a, b := &ds[i].Result, &d.Result
+		if !ok || a.Allowed != b.Allowed && !a.Allowed || a.Allowed == b.Allowed && a.Remaining < b.Remaining {
+			d, ok = ds[i], true
+		}
+	}
+	return d, ok
+}
+
+// Decisions returns what the RateLimits in front of a handler have decided for
+// r, outermost first.
+func Decisions(r *http.Request) []Decision {
+	v := visitOf(r)
+	if v == nil {
+		return nil
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.decisions)
+}
+
+// RateLimit asks l for each request, on the account that key names, and answers
+// those that are denied:
+//
+//	429  the limit is reached; Retry-After says when to come back, in seconds
+//	     rounded up, unless the request costs more than can ever be admitted
+//	503  Redis is down and the failure policy is to deny
+//	500  the limiter was used wrongly
+//
+// all with Cache-Control: no-store and a problem document (RFC 9457), or plain
+// text for clients that accept text but no JSON. Admitted requests get the same
+// fields. Where limiters are nested, each adds its policies to the lists of
+// Draft11; of single values the tightest is kept.
+//
+// The fields are written before the handler runs, and no writer is wrapped
+// unless RefundIf is set. RateLimit panics if l or key is nil or cfg contradicts
+// itself.
+//
+// Limits of kind Concurrency are held while the handler runs.
+func RateLimit(l *ratelimit.Limiter, key KeyFunc, cfg RateLimitConfig) Middleware {
+	if err := cfg.check(l, key); err != nil {
+		panic(err)
+	}
+	rl := &rateLimiter{
+		cfg: cfg, limiter: l, key: key,
+		fields: fieldWriter{dialect: cfg.Headers, unit: cfg.QuotaUnit},
+		seed:   maphash.MakeSeed(),
+	}
+	return func(next http.Handler) http.Handler {
+		return &layer{kind: kindRateLimit, next: next, log: cfg.Logger, serve: rl.serve}
+	}
+}
+
+func (cfg *RateLimitConfig) check(l *ratelimit.Limiter, key KeyFunc) error {
+	var errs []error
+	if l == nil {
+		errs = append(errs, errors.New("middleware: RateLimit without a limiter; make one with ratelimit.New"))
+	}
+	if key == nil {
+		errs = append(errs, errors.New("middleware: RateLimit without a KeyFunc; use ClientIP()"))
+	}
+	if cfg.Headers == 0 {
+		cfg.Headers = Draft11
+	}
+	if cfg.Headers&Draft7 != 0 && cfg.Headers&Draft11 != 0 {
+		errs = append(errs, errors.New("middleware: Draft7 and Draft11 define the field RateLimit differently; use one of them"))
+	}
+	if n := len(cfg.PartitionSecret); n > 0 && n < 16 {
+		errs = append(errs, errors.New("middleware: RateLimitConfig.PartitionSecret is shorter than 16 bytes"))
+	}
+	if cfg.NoKey > NoKeyDeny {
+		errs = append(errs, errors.New("middleware: RateLimitConfig.NoKey is unknown"))
+	}
+	return errors.Join(errs...)
+}
+
+type rateLimiter struct {
+	cfg     RateLimitConfig
+	limiter *ratelimit.Limiter
+	key     KeyFunc
+	fields  fieldWriter
+
+	// What has been seen of keys, to notice that there is only one.
+	seed    maphash.Seed
+	first   atomic.Pointer[seenKey]
+	strange atomic.Int32
+	judged  atomic.Bool
+}
+
+func (rl *rateLimiter) serve(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if rl.cfg.Skip != nil && rl.cfg.Skip(r) {
+		next.ServeHTTP(w, r)
+		return
+	}
+	key := rl.key(r)
+	if key == "" {
+		switch rl.cfg.NoKey {
+		case NoKeySkip:
+			next.ServeHTTP(w, r)
+			return
+		case NoKeyDeny:
+			w.Header().Set("Cache-Control", "no-store")
+			http.Error(w, "the request does not say on whose account it goes", http.StatusBadRequest)
+			return
+		}
+		if key = clientIPKey(r); key == "" {
+			warn(rl.cfg.Logger, WarnClientAddrUnknown, "",
+				"the client's address is not known, so all such requests share one limit; "+
+					"behind a Unix socket set ClientAddrConfig.TrustUnixSocket and Trusted")
+			key = "ip:unknown"
+		}
+	}
+	rl.watch(r, key)
+
+	l := rl.limiter
+	if rl.cfg.Tier != nil {
+		if tier := rl.cfg.Tier(r); tier != nil {
+			l = tier
+		}
+	}
+	cost := int64(1)
+	if rl.cfg.Cost != nil {
+		cost = rl.cfg.Cost(r)
+	}
+	d := Decision{Shadow: rl.cfg.Shadow, limiter: l, key: key}
+	var taken *ratelimit.Reservation
+	var err error
+	if cost == 0 {
+		d.Result, err = l.AllowN(r.Context(), key, 0)
+	} else {
+		// Not Allow, so that units of a Concurrency policy are held while the
+		// handler runs, and a refund gives back these units and no others.
+		taken, err = l.Reserve(r.Context(), key, cost)
+		d.Result = taken.Result
+	}
+	d.Err = err
+	rl.record(v, &d)
+
+	if err != nil {
+		rl.failed(w, r, err)
+		return
+	}
+	if !rl.cfg.Shadow {
+		rl.writeFields(w.Header(), &d)
+		if !d.Result.Allowed {
+			rl.deny(w, r, &d.Result)
+			return
+		}
+	}
+	if taken == nil || !d.Result.Allowed {
+		next.ServeHTTP(w, r)
+		return
+	}
+
+	status := http.StatusInternalServerError // what a panic becomes
+	defer func() {
+		refund := rl.cfg.RefundIf != nil && rl.cfg.RefundIf(status)
+		rl.settle(r.Context(), taken, cost, refund)
+	}()
+	if rl.cfg.RefundIf == nil {
+		next.ServeHTTP(w, r)
+		return
+	}
+	t := v.track(w)
+	next.ServeHTTP(t.out, r)
+	status = t.code()
+}
+
+// settle ends what is held and gives back what is to be given back, also if the
+// client has gone.
+func (rl *rateLimiter) settle(ctx context.Context, taken *ratelimit.Reservation, cost int64, refund bool) {
+	if refund {
+		cost = 0
+	}
+	if err := taken.Commit(ctx, cost); err != nil {
+		loggerOr(rl.cfg.Logger).LogAttrs(ctx, slog.LevelWarn, "units could not be given back", slog.String("error", err.Error()))
+	}
+}
+
+// record keeps the decision for those further in and out, and notices a second
+// charge.
+func (rl *rateLimiter) record(v *visit, d *Decision) {
+	v.mu.Lock()
+	twice := ""
+	for i := range v.decisions {
+		if before := &v.decisions[i]; before.key == d.key {
+			if twice = samePolicy(before.limiter, d.limiter); twice != "" {
+				break
+			}
+		}
+	}
+	v.decisions = append(v.decisions, *d)
+	v.mu.Unlock()
+	if twice != "" {
+		warn(rl.cfg.Logger, WarnDoubleCharge, twice,
+			"two RateLimits charge one request by the same key and policy; give one of them another policy, key or prefix, or remove it",
+			slog.String("policy", twice))
+	}
+	v.tell(Event{Area: "http", Op: "ratelimit", Outcome: d.outcome(), Name: d.Result.Policy, Err: d.Err})
+}
+
+// samePolicy returns the name of a policy that both limiters have, or "".
+func samePolicy(a, b *ratelimit.Limiter) string {
+	for _, p := range a.Policies() {
+		for _, q := range b.Policies() {
+			if strings.EqualFold(p.Name(), q.Name()) && p.Limit() == q.Limit() && p.Window() == q.Window() {
+				return p.Name()
+			}
+		}
+	}
+	return ""
+}
+
+// writeFields tells the client what is left.
+func (rl *rateLimiter) writeFields(h http.Header, d *Decision) {
+	res := &d.Result
+	var buf [8]quota
+	quotas, tight := buf[:0], 0
+	retry := seconds(res.RetryAfter)
+	for i := range res.Policies {
+		p := &res.Policies[i]
+		if p.Shadow {
+			continue
+		}
+		q := quota{name: p.Name, limit: p.Limit, remaining: p.Remaining, window: int64(p.Window.Seconds()),
+			next: seconds(p.NextAfter), reset: seconds(p.ResetAfter)}
+		if !res.Allowed && res.RetryAfter != ratelimit.Never {
+			// Retry-After should not be earlier than what the fields say.
+			if !p.Allowed {
+				q.reset = seconds(p.RetryAfter)
+			}
+			if q.next > retry {
+				q.next = -1
+			}
+		}
+		if p.Name == res.Policy {
+			tight = len(quotas)
+		}
+		quotas = append(quotas, q)
+	}
+	var partition []byte
+	if len(rl.cfg.PartitionSecret) > 0 {
+		mac := hmac.New(sha256.New, rl.cfg.PartitionSecret)
+		mac.Write([]byte(d.key))
+		partition = mac.Sum(nil)[:12]
+	}
+	rl.fields.write(h, quotas, tight, partition, res.At)
+}
+
+// failed answers when the limiter was used wrongly, or the client has gone.
+func (rl *rateLimiter) failed(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() == nil {
+		loggerOr(rl.cfg.Logger).LogAttrs(r.Context(), slog.LevelError, "rate limiter failed", slog.String("error", err.Error()))
+	}
+	if rl.cfg.Error != nil {
+		rl.cfg.Error(w, r, err)
+		return
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+}
+
+var fallbackKey = ClientIP()
+
+func clientIPKey(r *http.Request) string { return fallbackKey(r) }
+
+// seenKey is the first key a limiter has seen, and from whom.
+type seenKey struct {
+	key  string
+	from uint64
+}
+
+// strangers is how many requests of other clients with the first client's key
+// make it certain that there is only one key.
+const strangers = 100
+
+// watch notices that different clients have the same key: a limiter behind a
+// proxy that nobody named, or a KeyFunc that returns a constant by mistake.
+func (rl *rateLimiter) watch(r *http.Request, key string) {
+	if rl.judged.Load() {
+		return
+	}
+	if strings.HasPrefix(key, "fixed:") || strings.HasPrefix(key, "route:") {
+		rl.judged.Store(true) // it is meant
+		return
+	}
+	var h maphash.Hash
+	h.SetSeed(rl.seed)
+	h.WriteString(parseAddr(r.RemoteAddr).String())
+	for _, line := range r.Header["X-Forwarded-For"] {
+		h.WriteString(line)
+	}
+	h.WriteString(r.UserAgent())
+	from := h.Sum64()
+
+	first := rl.first.Load()
+	if first == nil {
+		rl.first.CompareAndSwap(nil, &seenKey{key, from})
+		return
+	}
+	if first.key != key {
+		rl.judged.Store(true)
+		return
+	}
+	if first.from != from && rl.strange.Add(1) == strangers {
+		rl.judged.Store(true)
+		warn(rl.cfg.Logger, WarnOneKeyForAll, rl.limiter.Policies()[0].Name(),
+			"requests of different clients all have one key, so they share one limit; "+
+				"behind a proxy use ClientAddr with Trusted, and use Fixed if one limit for all is meant",
+			slog.String("policy", rl.limiter.Policies()[0].Name()))
+	}
+}

@@ -1,0 +1,443 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gorilla/sessions"
+
+	"github.com/redporch/redporch/session"
+)
+
+// SessionsConfig tells Sessions when to load, and what to do when saving fails.
+// The zero value loads when a handler asks, and answers with an error rather
+// than pretend that something was saved.
+type SessionsConfig struct {
+	// Eager starts loading when a request with a session cookie comes in, so that
+	// it overlaps what happens before the handler asks. It costs a round trip for
+	// requests that never do.
+	Eager bool
+
+	// ServeUnsaved sends the handler's response although its session changes could
+	// not be saved, and logs it. Otherwise the response is replaced by 503 if
+	// Redis is unavailable and 500 for anything else, as long as nothing of it was
+	// sent.
+	ServeUnsaved bool
+
+	// Error, when set, writes that response. Its headers hold what the handler had
+	// set, without what describes its body.
+	Error func(w http.ResponseWriter, r *http.Request, err error)
+
+	// Logger gets warnings and errors. Nil means slog.Default().
+	Logger *slog.Logger
+}
+
+// Sessions gives each request a session that is loaded when a handler first asks
+// for it with [Session], and saved by itself before the response's headers go out:
+// before the first final WriteHeader, Write, WriteString, ReadFrom, Flush or Hijack,
+// or when the handler returns. Responses of status 1xx don't count, except 101.
+//
+// A session that was not changed is not written and sends no cookie; one that
+// was not asked for leaves the response alone altogether. Otherwise the response
+// gets Vary: Cookie and Cache-Control: private, or no-store with a cookie.
+//
+// What a handler changes after the headers have gone is saved when it returns, if
+// the session exists already. A new session needs a cookie, for which it is too
+// late: nothing is stored, and session.ErrHeadersSent is logged. The same holds
+// for Hijack, after which the handler writes its own headers.
+//
+// Nothing is saved when the handler panics, or when it is given up by
+// http.TimeoutHandler while it still runs. Explicit calls ([Regenerate],
+// [Destroy], sessions.Session.Save) take effect at once and stay.
+//
+// name is the cookie's name. Several Sessions with different names may be
+// nested. Sessions panics if store is nil or name is no valid cookie name.
+func Sessions(store *session.Store, name string, cfg SessionsConfig) Middleware {
+	if store == nil {
+		panic("middleware: Sessions without a store; make one with session.New")
+	}
+	if tokenLen(name) != len(name) || name == "" {
+		panic("middleware: Sessions: " + name + " is no valid cookie name")
+	}
+	sm := &sessionManager{store: store, name: name, cfg: cfg}
+	return func(next http.Handler) http.Handler {
+		return &layer{kind: kindSessions, next: next, log: cfg.Logger, serve: sm.serve}
+	}
+}
+
+type sessionManager struct {
+	store *session.Store
+	name  string
+	cfg   SessionsConfig
+}
+
+func (sm *sessionManager) serve(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if v.holder(sm.name) != nil {
+		warn(sm.cfg.Logger, WarnSessionsTwice, sm.name,
+			"Sessions stands twice in one chain for the same cookie; the inner one does nothing", slog.String("cookie", sm.name))
+		next.ServeHTTP(w, r)
+		return
+	}
+	t := v.track(w)
+	h := &holder{sm: sm, visit: v, writer: t, outer: r}
+	v.mu.Lock()
+	v.holders = append(v.holders, h)
+	v.mu.Unlock()
+	t.onBegin(h.beforeHeaders)
+	if sm.cfg.Eager {
+		h.preload(r)
+	}
+	finished := false
+	defer func() {
+		if !finished {
+			h.abort()
+		}
+	}()
+	next.ServeHTTP(t.out, r)
+	finished = true
+	h.finish()
+}
+
+// holder has one session of one request. Its lock is held while Redis is asked,
+// which has a deadline, so that a middleware that ends the request does not
+// overtake a handler on another goroutine.
+type holder struct {
+	sm     *sessionManager
+	visit  *visit
+	writer *writer
+	outer  *http.Request // as Sessions got it
+
+	mu        sync.Mutex
+	s         *sessions.Session
+	err       error           // of loading
+	inner     context.Context // of the request by which a handler asked last
+	touched   bool            // a handler asked
+	committed bool            // the headers have gone, or are about to
+	abandoned bool            // the handler was given up and may still be running
+	gone      bool            // the session was destroyed or expired meanwhile
+	ended     bool            // the middleware has returned
+	cookies   http.Header     // what Regenerate and Destroy set
+	eager     chan loaded
+}
+
+type loaded struct {
+	s   *sessions.Session
+	err error
+}
+
+// holder returns the innermost one, or that of the cookie with the given name.
+func (v *visit) holder(name string) *holder {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for i := len(v.holders) - 1; i >= 0; i-- {
+		if h := v.holders[i]; name == "" || h.sm.name == name {
+			return h
+		}
+	}
+	return nil
+}
+
+// preload loads on another goroutine, if there is something to load.
+func (h *holder) preload(r *http.Request) {
+	if _, err := r.Cookie(h.sm.name); err != nil {
+		return
+	}
+	h.eager = make(chan loaded, 1)
+	own := r.WithContext(r.Context()) // New may write to it
+	go func() {
+		s, err := h.sm.store.New(own, h.sm.name)
+		h.eager <- loaded{s, err}
+	}()
+}
+
+// load returns the session, and asks Redis if nobody has yet.
+func (h *holder) load(r *http.Request) (*sessions.Session, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.loadLocked(r)
+}
+
+func (h *holder) loadLocked(r *http.Request) (*sessions.Session, error) {
+	if h.s != nil {
+		return h.s, h.err
+	}
+	if h.ended { // on a goroutine that was left behind
+		return sessions.NewSession(h.sm.store, h.sm.name), session.ErrUnavailable
+	}
+	start := time.Now()
+	// Through gorilla's registry, so that handlers that call store.Get see the same
+	// session.
+	registry := sessions.GetRegistry(r)
+	if h.eager != nil {
+		// The registry only takes in what a store makes.
+		_, _ = registry.Get(handover{<-h.eager}, h.sm.name)
+	}
+	h.s, h.err = registry.Get(h.sm.store, h.sm.name)
+	ev := Event{Area: "http", Op: "session", Outcome: "found", Duration: time.Since(start), Err: h.err}
+	switch {
+	case h.err != nil:
+		ev.Outcome = "error"
+		loggerOr(h.sm.cfg.Logger).LogAttrs(r.Context(), slog.LevelError, "session could not be loaded", slog.String("error", h.err.Error()))
+	case h.s.IsNew:
+		ev.Outcome = "new"
+	}
+	h.visit.tell(ev)
+	return h.s, h.err
+}
+
+// handover is a store that hands over what was loaded.
+type handover struct{ loaded }
+
+func (l handover) Get(*http.Request, string) (*sessions.Session, error)           { return l.s, l.err }
+func (l handover) New(*http.Request, string) (*sessions.Session, error)           { return l.s, l.err }
+func (handover) Save(*http.Request, http.ResponseWriter, *sessions.Session) error { return nil }
+
+// use is load for a handler, which may change what it gets.
+func (h *holder) use(r *http.Request) (*sessions.Session, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.useLocked(r)
+}
+
+func (h *holder) useLocked(r *http.Request) (*sessions.Session, error) {
+	h.touched = true
+	h.inner = r.Context()
+	return h.loadLocked(r)
+}
+
+// givenUp reports whether a middleware inside, such as http.TimeoutHandler,
+// answers in place of a handler that may still be running and changing the
+// session: the handler's context can end apart from ours, and has.
+func (h *holder) givenUp() bool {
+	if h.inner == nil {
+		return false
+	}
+	outer := h.outer.Context()
+	if h.inner.Done() == outer.Done() || h.inner.Err() == nil {
+		return false
+	}
+	return errors.Is(h.inner.Err(), context.DeadlineExceeded) || outer.Err() != nil
+}
+
+// beforeHeaders saves before the first byte of the response. reach says whether
+// headers set now get to the client.
+func (h *holder) beforeHeaders(reach bool) answer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended || h.committed {
+		return nil
+	}
+	h.committed = true
+	if !h.touched {
+		return nil
+	}
+	if h.givenUp() {
+		h.abandoned = true
+		warn(h.sm.cfg.Logger, WarnSessionAbandoned, h.visit.routeOf(h.outer),
+			"a handler was given up by a timeout while it used the session; what it changed is not saved")
+		return nil
+	}
+	err := h.commit(reach)
+	if err == nil {
+		return nil
+	}
+	return h.failure(err)
+}
+
+// finish saves what is left when the handler has returned.
+func (h *holder) finish() {
+	instead := h.beforeHeaders(!h.writer.sent) // unless that has happened
+	if instead != nil && !h.writer.sent {
+		h.writer.begun = true
+		h.writer.replace(instead)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	late := h.touched && !h.abandoned && !h.gone && !h.ended && (h.writer.sent || h.writer.begun)
+	h.ended = true
+	if !late || instead != nil {
+		return
+	}
+	if err := h.commit(false); err != nil {
+		_ = h.failure(err)
+	}
+}
+
+// abort is for a handler that panicked: nothing is saved, also not when another
+// middleware answers.
+func (h *holder) abort() {
+	h.mu.Lock()
+	h.ended = true
+	h.mu.Unlock()
+}
+
+// commit saves what changed. With reach false nothing that needs a cookie can be
+// saved.
+func (h *holder) commit(reach bool) error {
+	header := h.writer.under.Header()
+	if reach {
+		moveCookies(header, h.cookies)
+	} else {
+		header = make(http.Header)
+		if len(h.cookies) > 0 {
+			h.tooLate("the session's cookie can't be sent")
+		}
+		if session.ID(h.s) == "" && h.sm.store.NeedsCookie(h.s) {
+			h.tooLate("a new session can't be saved")
+			return nil
+		}
+	}
+	h.cookies = nil
+	start := time.Now()
+	wrote, err := h.sm.store.Commit(&headerWriter{header}, h.outer, h.s)
+	if errors.Is(err, session.ErrSessionGone) {
+		h.gone = true
+		loggerOr(h.sm.cfg.Logger).LogAttrs(h.outer.Context(), slog.LevelInfo, "session was gone when it was to be saved",
+			slog.String("session", session.ID(h.s)))
+		h.visit.tell(Event{Area: "http", Op: "commit", Outcome: "gone", Duration: time.Since(start)})
+		err = nil
+	} else {
+		ev := Event{Area: "http", Op: "commit", Outcome: "ok", Duration: time.Since(start), Err: err}
+		if err != nil {
+			ev.Outcome = "error"
+		}
+		h.visit.tell(ev)
+	}
+	switch {
+	case reach:
+		h.markPrivate(header)
+		h.checkCookie(header)
+	case wrote:
+		h.tooLate("the session's cookie can't be sent")
+	}
+	return err
+}
+
+// failure logs an error of commit and returns what to answer instead.
+func (h *holder) failure(err error) answer {
+	r := h.outer
+	loggerOr(h.sm.cfg.Logger).LogAttrs(r.Context(), slog.LevelError, "session could not be saved",
+		slog.String("error", err.Error()), slog.String("route", h.visit.routeOf(r)))
+	if h.sm.cfg.ServeUnsaved {
+		return nil
+	}
+	return func(w http.ResponseWriter) {
+		if h.sm.cfg.Error != nil {
+			h.sm.cfg.Error(w, r, err)
+			return
+		}
+		status := http.StatusInternalServerError
+		if errors.Is(err, session.ErrUnavailable) {
+			status = http.StatusServiceUnavailable
+			w.Header().Set("Retry-After", "1")
+		}
+		http.Error(w, http.StatusText(status), status)
+	}
+}
+
+func (h *holder) tooLate(what string) {
+	route := h.visit.routeOf(h.outer)
+	warn(h.sm.cfg.Logger, WarnHeadersSent, route, what+", since the response's headers have gone; ask for the session and change it earlier",
+		slog.String("route", route), slog.String("error", session.ErrHeadersSent.Error()))
+	h.visit.tell(Event{Area: "http", Op: "commit", Outcome: "headers-sent", Err: session.ErrHeadersSent})
+}
+
+// markPrivate keeps shared caches from serving one user's response to another.
+func (h *holder) markPrivate(header http.Header) {
+	varied := false
+	for _, line := range header["Vary"] {
+		for name := range strings.SplitSeq(line, ",") {
+			name = strings.TrimSpace(name)
+			varied = varied || name == "*" || strings.EqualFold(name, "Cookie")
+		}
+	}
+	if !varied {
+		header["Vary"] = append(header["Vary"], "Cookie")
+	}
+	old := header["Cache-Control"]
+	if len(old) == 0 {
+		header["Cache-Control"] = []string{"private"}
+	} else {
+		private, public := false, false
+		var kept []string
+		for _, line := range old {
+			for d := range strings.SplitSeq(line, ",") {
+				d = strings.TrimSpace(d)
+				name, _, _ := strings.Cut(strings.ToLower(d), "=")
+				switch name {
+				case "":
+				case "public", "s-maxage":
+					public = true
+				default:
+					private = private || name == "private" || name == "no-store"
+					kept = append(kept, d)
+				}
+			}
+		}
+		if public {
+			warn(h.sm.cfg.Logger, WarnPublicSession, h.visit.routeOf(h.outer),
+				"a response that depends on the session was declared public; it is sent as private",
+				slog.String("route", h.visit.routeOf(h.outer)))
+		}
+		if public || !private {
+			if !private {
+				kept = append(kept, "private")
+			}
+			header["Cache-Control"] = []string{strings.Join(kept, ", ")}
+		}
+	}
+}
+
+// checkCookie looks at the cookie that goes out, if one does.
+func (h *holder) checkCookie(header http.Header) {
+	for _, line := range header["Set-Cookie"] {
+		value, ok := strings.CutPrefix(line, h.sm.name+"=")
+		if !ok {
+			continue
+		}
+		value, attrs, _ := strings.Cut(value, ";")
+		if value == "" { // a deletion
+			continue
+		}
+		if !strings.Contains(attrs, "Secure") && (h.outer.TLS != nil || h.outer.Header.Get("X-Forwarded-Proto") == "https") {
+			warn(h.sm.cfg.Logger, WarnInsecureCookie, h.sm.name,
+				"the session's cookie lacks Secure although it is used over TLS, so browsers send it in the clear as well; "+
+					"leave session.Cookie.InsecureHTTP off", slog.String("cookie", h.sm.name))
+		}
+		if !strings.Contains(value, ".") { // which separates token and signature
+			warn(h.sm.cfg.Logger, WarnUnsignedSessions, h.sm.name,
+				"session cookies are not signed, so every forged one costs a call to Redis; set session.Config.Keys",
+				slog.String("cookie", h.sm.name))
+		}
+	}
+}
+
+// moveCookies adds the cookies of from to header, in place of earlier ones of the
+// same name.
+func moveCookies(header, from http.Header) {
+	for _, line := range from["Set-Cookie"] {
+		name, _, _ := strings.Cut(line, "=")
+		kept := header["Set-Cookie"][:0:0]
+		for _, old := range header["Set-Cookie"] {
+			if n, _, _ := strings.Cut(old, "="); n != name {
+				kept = append(kept, old)
+			}
+		}
+		header["Set-Cookie"] = append(kept, line)
+		if len(header["Cache-Control"]) == 0 {
+			header["Cache-Control"] = []string{"no-store"}
+		}
+	}
+}
+
+// headerWriter is a ResponseWriter for those who only set headers.
+type headerWriter struct{ header http.Header }
+
+func (w *headerWriter) Header() http.Header         { return w.header }
+func (w *headerWriter) Write(b []byte) (int, error) { return len(b), nil }
+func (w *headerWriter) WriteHeader(int)             {}

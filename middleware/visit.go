@@ -1,0 +1,93 @@
+package middleware
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"sync"
+)
+
+// visit is what the middlewares of one request know of each other. The first of
+// them makes it and puts it into the request's context, so that a chain copies
+// the request once, not once a layer. It is the context: one allocation.
+//
+// Handlers may run on another goroutine and outlive the middlewares (see
+// http.TimeoutHandler), hence the mutex.
+type visit struct {
+	context.Context
+
+	mu        sync.Mutex
+	passed    kind
+	writer    *writer // the innermost
+	observer  Observer
+	requestID string
+	route     string
+	addr      netip.Addr // of the client, once resolved
+	holders   []*holder
+	decisions []Decision
+	cache     string
+}
+
+type visitKey struct{}
+
+func (v *visit) Value(key any) any {
+	if key == (visitKey{}) {
+		return v
+	}
+	return v.Context.Value(key)
+}
+
+// enter returns the request's visit, and the request that carries it.
+func enter(r *http.Request) (*visit, *http.Request) {
+	if v := visitOf(r); v != nil {
+		return v, r
+	}
+	v := &visit{Context: r.Context()}
+	return v, r.WithContext(v)
+}
+
+// visitOf returns nil for a request that passed no middleware of this package.
+func visitOf(r *http.Request) *visit {
+	v, _ := r.Context().Value(visitKey{}).(*visit)
+	return v
+}
+
+// pass notes that a layer was entered and returns what was passed before.
+func (v *visit) pass(k kind) kind {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	before := v.passed
+	v.passed |= k
+	return before
+}
+
+func (v *visit) noteRoute(pattern string) {
+	if pattern == "" {
+		return
+	}
+	v.mu.Lock()
+	v.route = pattern
+	v.mu.Unlock()
+}
+
+// track returns the request's writer as one that reports what is written, and
+// wraps w only if that has not been done yet, or somebody else has wrapped it
+// since.
+func (v *visit) track(w http.ResponseWriter) *writer {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.writer == nil || v.writer.out != w {
+		v.writer = newWriter(w)
+	}
+	return v.writer
+}
+
+// SetRoute tells the middlewares outside which route serves r, for routers that
+// don't set r.Pattern themselves, such as gorilla/mux and gin. AccessLog and
+// Observe report it. It must be called while the request is being served.
+func SetRoute(r *http.Request, pattern string) {
+	r.Pattern = pattern
+	if v := visitOf(r); v != nil {
+		v.noteRoute(pattern)
+	}
+}
