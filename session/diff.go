@@ -40,6 +40,36 @@ func (c *changes) replaced(f field) {
 	c.expect = append(c.expect, f)
 }
 
+// unchanged reports whether diff would find nothing to write. It is the common
+// case, and allocates nothing for native types.
+func (x *state) unchanged(s *sessions.Session) bool {
+	if len(x.other) > 0 || len(s.Values) != len(x.base) {
+		return false
+	}
+	for i := range x.base {
+		e := &x.base[i]
+		v, ok := s.Values[e.key]
+		if !ok || len(e.items) == 0 && !matches(e.field.value, v) || len(e.items) > 0 && !e.same(v) {
+			return false
+		}
+	}
+	return true
+}
+
+// same reports whether v is the list that the entry's fields hold.
+func (e *entry) same(v any) bool {
+	list, ok := v.([]any)
+	if !ok || len(list) != len(e.items) {
+		return false
+	}
+	for i, f := range e.items {
+		if !matches(f.value, list[i]) {
+			return false
+		}
+	}
+	return true
+}
+
 // diff finds out what changed since the session was loaded or saved. tag is that
 // of the token that the values will be stored under.
 func (st *Store) diff(x *state, s *sessions.Session, tag string) (c changes, err error) {

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"reflect"
 	"strings"
 	"sync"
@@ -57,9 +58,6 @@ func fieldName(key any) (name string, other bool, err error) {
 		b, err := appendValue([]byte{prefixKey}, key, 0)
 		return string(b), false, err
 	}
-	if name, ok := gobKeys.byKey.Load(key); ok {
-		return name.(string), false, nil
-	}
 	if key == nil {
 		return "", false, fmt.Errorf("%w: nil as a key", ErrUnsupported)
 	}
@@ -73,9 +71,7 @@ func fieldName(key any) (name string, other bool, err error) {
 		if err != nil {
 			return "", false, err
 		}
-		name := string(prefixGob) + string(g)
-		gobKeys.remember(name, key)
-		return name, false, nil
+		return string(prefixGob) + string(g), false, nil
 	}
 	if f := reflect.ValueOf(key); f.CanFloat() && f.Float() != f.Float() {
 		return "", false, fmt.Errorf("%w: NaN as a key", ErrUnsupported)
@@ -86,9 +82,12 @@ func fieldName(key any) (name string, other bool, err error) {
 // fieldKey is the opposite of fieldName, for names that start with prefixString,
 // prefixKey or prefixGob.
 func fieldKey(name string) (any, error) {
+	if key, ok := knownKeys.get(name); ok {
+		return key, nil
+	}
 	switch name[0] {
 	case prefixString:
-		return name[1:], nil
+		return knownKeys.remember(name, strings.Clone(name[1:])), nil
 	case prefixKey:
 		key, err := decodeValue(name[1:])
 		if err == nil && !isScalar(key) {
@@ -96,9 +95,6 @@ func fieldKey(name string) (any, error) {
 		}
 		return key, err
 	case prefixGob:
-		if key, ok := gobKeys.byName.Load(name); ok {
-			return key, nil
-		}
 		key, err := gobDecode(name[1:])
 		if err == nil && (key == nil || !reflect.TypeOf(key).Comparable()) {
 			err = errMalformed
@@ -106,25 +102,40 @@ func fieldKey(name string) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		gobKeys.remember(name, key)
-		return key, nil
+		return knownKeys.remember(name, key), nil
 	}
 	return nil, errMalformed
 }
 
-// gobKeys remembers names of keys that are costly to encode and decode. Apps have
-// a handful of them; what hostile data adds is bounded.
-var gobKeys keyNames
+// knownKeys keeps decoded keys by the names of their fields, so that the few that
+// an app uses are decoded and allocated once. What hostile data adds is bounded.
+var knownKeys keyCache
 
-type keyNames struct {
-	byName, byKey sync.Map
-	n             atomic.Int64
+type keyCache struct {
+	m  atomic.Pointer[map[string]any] // replaced as a whole
+	mu sync.Mutex
 }
 
-func (k *keyNames) remember(name string, key any) {
-	if k.n.Add(1) > 1024 {
-		return
+const maxKnownKeys = 512
+
+func (c *keyCache) get(name string) (key any, ok bool) {
+	if m := c.m.Load(); m != nil {
+		key, ok = (*m)[name]
 	}
-	k.byName.Store(strings.Clone(name), key)
-	k.byKey.Store(key, strings.Clone(name))
+	return key, ok
+}
+
+func (c *keyCache) remember(name string, key any) any {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next := make(map[string]any)
+	if m := c.m.Load(); m != nil {
+		if len(*m) >= maxKnownKeys || len(name) > 128 {
+			return key
+		}
+		maps.Copy(next, *m)
+	}
+	next[strings.Clone(name)] = key
+	c.m.Store(&next)
+	return key
 }

@@ -35,10 +35,17 @@ func (st *Store) load(ctx context.Context, s *sessions.Session, x *state, tok to
 }
 
 func (st *Store) loadHash(ctx context.Context, s *sessions.Session, x *state, tok token) (bool, error) {
-	var key any = tok.key // one allocation for both commands
-	hash := redis.NewMapStringStringCmd(ctx, "hgetall", key)
-	pttl := redis.NewIntCmd(ctx, "pttl", key)
-	if err := st.conn.Do(ctx, "load", hash, pttl); err != nil {
+	var call struct { // one allocation
+		hgetall, pttl [2]any
+		cmds          [2]redis.Cmder
+	}
+	var key any = tok.key
+	call.hgetall = [2]any{"hgetall", key}
+	call.pttl = [2]any{"pttl", key}
+	hash := redis.NewMapStringStringCmd(ctx, call.hgetall[:]...)
+	pttl := redis.NewIntCmd(ctx, call.pttl[:]...)
+	call.cmds = [2]redis.Cmder{hash, pttl}
+	if err := st.conn.Do(ctx, "load", call.cmds[:]...); err != nil {
 		return false, err
 	}
 	return st.fill(ctx, s, x, tok, hash.Val(), pttl.Val()), nil

@@ -27,19 +27,23 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 		x.name = n
 	}
 	opts := x.options(s)
-	ctx := writeContext(r)
 	empty := len(s.Values) == 0 && (x.bind == nil || *x.bind == "")
 
 	if st.deletes(opts) {
 		if kind == saveChanges && (x.saved == absent || x.saved == destroyed) {
 			return false, nil
 		}
-		return st.destroy(ctx, w, r, s, x, opts)
+		return st.destroy(writeContext(r), w, r, s, x, opts)
 	}
 	if kind == saveChanges && empty && x.saved != stored {
 		st.n.unchanged.Add(1)
 		return false, nil
 	}
+	if kind == saveChanges && x.saved == stored && x.blob == nil && s.ID != "" && x.bind == nil && opts == x.was && x.unchanged(s) {
+		st.n.unchanged.Add(1)
+		return x.resend && st.sendCookie(w, x, opts), nil
+	}
+	ctx := writeContext(r)
 	if x.saved == unasked {
 		if err := st.catchUp(ctx, s, x); err != nil {
 			return false, err
@@ -57,10 +61,6 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 	c, err := st.diff(x, s, x.tok.tag())
 	if err != nil {
 		return false, err
-	}
-	if kind == saveChanges && c.none() && x.bind == nil && opts == x.was {
-		st.n.unchanged.Add(1)
-		return x.resend && st.sendCookie(w, x, opts), nil
 	}
 	return st.update(ctx, w, r, s, x, opts, kind, c)
 }
