@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+)
+
+// The program, with only its two addresses changed, answers as the README says.
+func TestTranscript(t *testing.T) {
+	m := miniredis.RunT(t)
+	m.ClockTTL(true)
+	source, err := os.ReadFile("main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := strings.Replace(string(source), `"localhost:6379"`, `"`+m.Addr()+`"`, 1)
+	// The program listens where it is told and says nothing of it: give it a
+	// listener that reports its port.
+	program = strings.Replace(program, `http.ListenAndServe("localhost:8081", `, `listenAndServe(`, 1)
+	dir, err := os.MkdirTemp(".", "_transcript") // inside the module, ignored by go list
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("main.go", program)
+	write("listen.go", `package main
+
+import ("fmt"; "net"; "net/http")
+
+func listenAndServe(h http.Handler) error {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil { return err }
+	fmt.Println(ln.Addr())
+	return http.Serve(ln, h)
+}
+`)
+	bin := filepath.Join(t.TempDir(), "quickstart")
+	if out, err := exec.Command("go", "build", "-o", bin, "./"+dir).CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, bin)
+	stdout, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cancel(); cmd.Wait() })
+	addr, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatalf("the program did not start: %v", err)
+	}
+
+	jar, _ := cookiejar.New(nil)
+	client := &http.Client{Jar: jar, Timeout: 10 * time.Second}
+	for i, want := range []string{
+		"visit 1 from London, by loader\n",
+		"visit 2 from London, by redis\n",
+		"visit 3 from London, by l1\n",
+		"Too Many Requests",
+	} {
+		res, err := client.Get("http://" + strings.TrimSpace(addr) + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(res.Body)
+		res.Body.Close()
+		if got := string(body) + http.StatusText(res.StatusCode); !strings.Contains(got, want) {
+			t.Errorf("request %d = %s; want %s", i+1, got, want)
+		}
+	}
+}
