@@ -21,6 +21,9 @@ var decideScript = roundtrip.NewScript(decideSource)
 // in between.
 const maxSubjects = 64
 
+// uniformAt is where in the arguments the cost goes that all calls have.
+const uniformAt = 3
+
 // subject is what a flight asks about one key under one set of policies.
 type subject struct {
 	set    *policySet
@@ -129,6 +132,16 @@ func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
 	keys := make([]string, 0, len(part)*(1+len(set.policies)))
 	args := make([]any, 0, 3+6*len(set.policies)+4*len(part))
 	args = append(args, set.header...)
+	uniform := true
+	for _, s := range part {
+		if len(s.runs) > 1 || s.runs[0].calls > 1 || s.runs[0].cost != part[0].runs[0].cost {
+			uniform = false
+			break
+		}
+	}
+	if uniform {
+		args[uniformAt] = part[0].runs[0].cost
+	}
 	for _, s := range part {
 		keys = append(keys, s.base)
 		for i := range set.policies {
@@ -137,9 +150,13 @@ func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
 		if set.phased {
 			args = append(args, phase(s.base))
 		}
-		args = append(args, len(s.runs))
+		if !uniform {
+			args = append(args, len(s.runs))
+		}
 		for i := range s.runs {
-			args = append(args, s.runs[i].cost, s.runs[i].calls)
+			if !uniform {
+				args = append(args, s.runs[i].cost, s.runs[i].calls)
+			}
 			if set.leased {
 				args = append(args, s.leases[i])
 			}
@@ -177,12 +194,20 @@ func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
 	now := r.next()
 	for _, s := range part {
 		s.now = now
-		if s.banned = r.next(); s.banned > 0 {
+		x := r.next()
+		if x < 0 {
+			s.banned = -x
 			continue
 		}
 		s.snaps = make([]snap, len(s.set.policies))
 		for i := range s.snaps {
-			s.snaps[i] = snap{r.next(), r.next(), r.next()}
+			if i > 0 {
+				x = r.next()
+			}
+			s.snaps[i] = snap{x: x, y: r.next()}
+			if algo := s.set.policies[i].algo; algo != fixedWindow && algo != tokenBucket {
+				s.snaps[i].z = r.next()
+			}
 		}
 		s.replay(r.next)
 	}

@@ -10,52 +10,57 @@
 -- ARGV[1]  int     policies, np
 -- ARGV[2]  0|1     each subject sends its phase
 -- ARGV[3]  0|1     each run sends a lease id
--- ARGV[4…] per policy: algorithm (f, b, c, l, n), limit, window in microseconds,
+-- ARGV[4]  int     the cost of all calls, each subject having one; '' if runs follow
+-- ARGV[5…] per policy: algorithm (f, b, c, l, n), limit, window in microseconds,
 --          extra (f: offset, -1 anchored, -2 phased; b: burst), tick in microseconds, shadow 0|1
--- then     per subject: phase if ARGV[2], number of runs, per run: cost, calls, lease id if ARGV[3];
+-- then     per subject: phase if ARGV[2]; if ARGV[4] is '' number of runs, per run: cost, calls; lease
+--          id of each run if ARGV[3]
 --          cost > 0 is charged whole, cost < 0 is up to -cost for one call, 0 is a peek
--- Returns  {now, per subject: ban or 0 and, unless banned, three numbers per policy that describe its
---          state before the calls, then the times at which logs and leases admit what they denied}
+-- Returns  {now, per subject: minus the end of a ban, or per policy two numbers (f, b) or three (c, l,
+--          n) that describe its state before the calls, then the times at which logs and leases admit
+--          what they denied}
 -- Writes   the state keys of policies that admitted something, with a TTL that outlives what they hold
 -- Source   sliding window: Cloudflare, "Counting things", 2017; token bucket: GCRA, ITU-T I.371
-local t = redis.call('TIME')
+local call = redis.call
+local t = call('TIME')
 local now = t[1] * 1000000 + t[2]
 local np = tonumber(ARGV[1])
 local phased, leased = ARGV[2] == '1', ARGV[3] == '1'
 local floor, ceil, match, fmt = math.floor, math.ceil, string.match, string.format
 local exact = 9007199254740991
 local algo, limit, win, sig, extra, tick, shadow = {}, {}, {}, {}, {}, {}, {}
-local a = 4
+local P, avail, total = {}, {}, {}
+local shadows = false
+local one = tonumber(ARGV[4])
+local a = 5
 for i = 1, np do
+  P[i] = {}
   algo[i], limit[i], sig[i] = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2]
   win[i], extra[i], tick[i] = tonumber(sig[i]), tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
   shadow[i] = ARGV[a + 5] == '1'
+  shadows = shadows or shadow[i]
   a = a + 6
 end
-local vals = redis.call('MGET', unpack(KEYS))
+local vals = call('MGET', unpack(KEYS))
 local out = { now }
 local o = 1
 local at = 0
 while at < #KEYS do
   local phase = 0
   if phased then phase = tonumber(ARGV[a]) a = a + 1 end
-  local runs = tonumber(ARGV[a])
-  a = a + 1
+  local runs = 1
+  if not one then runs = tonumber(ARGV[a]) a = a + 1 end
   local ban = vals[at + 1] and tonumber(vals[at + 1]) or 0
   if ban > now then
     o = o + 1
-    out[o] = ban
-    a = a + runs * (leased and 3 or 2)
+    out[o] = -ban
+    a = a + runs * ((one and 0 or 2) + (leased and 1 or 0))
   else
-    o = o + 1
-    out[o] = 0
-    local P, avail, total = {}, {}, {}
     for i = 1, np do
-      local key, v, w, al = KEYS[at + 1 + i], vals[at + 1 + i], win[i], algo[i]
-      local p = {}
+      local key, v, w, al, p = KEYS[at + 1 + i], vals[at + 1 + i], win[i], algo[i], P[i]
       local x, y, z = 0, 0, 0
       if al == 'f' then
-        local off = extra[i]
+        local off, keep = extra[i], false
         x = now
         if off ~= -1 then
           if off == -2 then off = phase % w end
@@ -72,9 +77,10 @@ while at < #KEYS do
             elseif s >= x then
               y = u
             end
-            p.keep = y > 0 and g == sig[i]
+            keep = y > 0 and g == sig[i]
           end
         end
+        p.keep = keep
         avail[i] = limit[i] - y
       elseif al == 'b' then
         local k = tick[i]
@@ -141,8 +147,8 @@ while at < #KEYS do
         p.e = e
       elseif al == 'l' then
         -- x units used, y time of the oldest live entry, z time of the newest
-        local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
-        p.cum, p.t = 0, now
+        local last = call('ZRANGE', key, -1, -1, 'WITHSCORES')
+        p.cum, p.t, p.drop, p.ended, p.target = 0, now, false, false, nil
         if last[1] then
           z = tonumber(last[2])
           if z - now > w then
@@ -151,35 +157,49 @@ while at < #KEYS do
           else
             p.cum = tonumber(match(last[1], '^(%d+)'))
             if z > now then p.t = z end
-            if z > now - w then
-              local first = redis.call('ZRANGEBYSCORE', key, fmt('(%.0f', now - w), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+            local first = call('ZRANGE', key, 0, 0, 'WITHSCORES')
+            y = tonumber(first[2])
+            p.ended = y <= now - w
+            if z <= now - w then
+              y = 0
+            else
+              if p.ended then
+                first = call('ZRANGEBYSCORE', key, fmt('(%.0f', now - w), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+                y = tonumber(first[2])
+              end
               local c, k = match(first[1], '^(%d+):(%d+)$')
-              x, y = p.cum - c + k, tonumber(first[2])
+              x = p.cum - c + k
             end
           end
         end
         avail[i] = limit[i] - x
       else
         -- x units held, y end of the lease that ends first, z end of the one that ends last
-        p.hi = fmt('%.0f', now + 2 * w)
+        p.hi, p.ids = fmt('%.0f', now + 2 * w), nil
         local low = fmt('(%.0f', now)
-        x = redis.call('ZCOUNT', key, low, p.hi)
+        x = call('ZCOUNT', key, low, p.hi)
         if x > 0 then
-          y = tonumber(redis.call('ZRANGEBYSCORE', key, low, p.hi, 'WITHSCORES', 'LIMIT', 0, 1)[2])
-          z = tonumber(redis.call('ZREVRANGEBYSCORE', key, p.hi, low, 'WITHSCORES', 'LIMIT', 0, 1)[2])
+          y = tonumber(call('ZRANGEBYSCORE', key, low, p.hi, 'WITHSCORES', 'LIMIT', 0, 1)[2])
+          z = tonumber(call('ZREVRANGEBYSCORE', key, p.hi, low, 'WITHSCORES', 'LIMIT', 0, 1)[2])
         end
         avail[i] = limit[i] - x
       end
       p.x, p.y, p.z = x, y, z
-      P[i], total[i] = p, 0
-      out[o + 1], out[o + 2], out[o + 3] = x, y, z
-      o = o + 3
+      total[i] = 0
+      out[o + 1], out[o + 2] = x, y
+      o = o + 2
+      if al ~= 'f' and al ~= 'b' then
+        o = o + 1
+        out[o] = z
+      end
     end
     -- In arrival order: the same as the calls one after another at this instant.
     for r = 1, runs do
-      local c, k = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
-      a = a + 2
-      local id
+      local c, k, id = one, 1, nil
+      if not one then
+        c, k = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
+        a = a + 2
+      end
       if leased then id = ARGV[a] a = a + 1 end
       local room
       for i = 1, np do
@@ -228,14 +248,14 @@ while at < #KEYS do
               if target > p.cum then
                 p.when = p.t + win[i]
               else
-                local lo = redis.call('ZCOUNT', key, '-inf', now - win[i])
-                local hi = redis.call('ZCARD', key) - 1
+                local lo = call('ZCOUNT', key, '-inf', now - win[i])
+                local hi = call('ZCARD', key) - 1
                 while lo < hi do
                   local mid = floor((lo + hi) / 2)
-                  local e = redis.call('ZRANGE', key, mid, mid)
+                  local e = call('ZRANGE', key, mid, mid)
                   if tonumber(match(e[1], '^(%d+)')) >= target then hi = mid else lo = mid + 1 end
                 end
-                p.when = redis.call('ZRANGE', key, lo, lo, 'WITHSCORES')[2] + win[i]
+                p.when = call('ZRANGE', key, lo, lo, 'WITHSCORES')[2] + win[i]
               end
             end
             o = o + 1
@@ -244,7 +264,7 @@ while at < #KEYS do
             local nth = need - left
             local when = now + win[i]
             if nth <= p.x then
-              local e = redis.call('ZRANGEBYSCORE', key, fmt('(%.0f', now), p.hi, 'WITHSCORES', 'LIMIT', nth - 1, 1)
+              local e = call('ZRANGEBYSCORE', key, fmt('(%.0f', now), p.hi, 'WITHSCORES', 'LIMIT', nth - 1, 1)
               when = tonumber(e[2])
             end
             o = o + 1
@@ -259,42 +279,42 @@ while at < #KEYS do
         local key, p, w, al = KEYS[at + 1 + i], P[i], win[i], algo[i]
         if al == 'f' then
           if p.keep then
-            redis.call('SET', key, fmt('%.0f:%.0f:%s', p.x, p.y + n, sig[i]), 'KEEPTTL')
+            call('SET', key, fmt('%.0f:%.0f:%s', p.x, p.y + n, sig[i]), 'KEEPTTL')
           else
-            redis.call('SET', key, fmt('%.0f:%.0f:%s', p.x, p.y + n, sig[i]), 'PX', ceil((p.x + w - now) / 1000))
+            call('SET', key, fmt('%.0f:%.0f:%s', p.x, p.y + n, sig[i]), 'PX', ceil((p.x + w - now) / 1000))
           end
         elseif al == 'b' then
           local k = tick[i]
           local l = p.y + n * (w / k)
           local ends = (p.x + ceil(l / limit[i])) * k
-          redis.call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l, p.x * k, sig[i], k), 'PX', ceil((ends - now) / 1000) + 1)
+          call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l, p.x * k, sig[i], k), 'PX', ceil((ends - now) / 1000) + 1)
         elseif al == 'c' then
-          redis.call('SET', key, fmt('%.0f:%.0f:%.0f:%s', p.x, p.y, p.z + n, sig[i]), 'PX', ceil((p.x + 2 * w - now) / 1000))
+          call('SET', key, fmt('%.0f:%.0f:%.0f:%s', p.x, p.y, p.z + n, sig[i]), 'PX', ceil((p.x + 2 * w - now) / 1000))
         elseif al == 'l' then
           if p.drop then
-            redis.call('DEL', key)
-          else
+            call('DEL', key)
+          elseif p.ended then
             -- A bounded share of what has ended, so that no call pays for all.
-            local ended = redis.call('ZCOUNT', key, '-inf', now - w)
-            if ended > 0 then redis.call('ZREMRANGEBYRANK', key, 0, ended > 100 and 99 or ended - 1) end
+            local ended = call('ZCOUNT', key, '-inf', now - w)
+            call('ZREMRANGEBYRANK', key, 0, ended > 100 and 99 or ended - 1)
           end
-          redis.call('ZADD', key, p.t, fmt('%.0f:%.0f', p.cum + n, n))
-          redis.call('PEXPIRE', key, ceil((p.t + w - now) / 1000))
+          call('ZADD', key, p.t, fmt('%.0f:%.0f', p.cum + n, n))
+          call('PEXPIRE', key, ceil((p.t + w - now) / 1000))
         else
-          redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
-          redis.call('ZREMRANGEBYSCORE', key, '(' .. p.hi, '+inf')
+          call('ZREMRANGEBYSCORE', key, '-inf', now)
+          call('ZREMRANGEBYSCORE', key, '(' .. p.hi, '+inf')
           local ends, ids = now + w, p.ids
           local add = {}
           for u = 1, #ids do
             add[#add + 1] = ends
             add[#add + 1] = ids[u]
             if #add == 1000 or u == #ids then
-              redis.call('ZADD', key, unpack(add))
+              call('ZADD', key, unpack(add))
               add = {}
             end
           end
           if p.z > ends then ends = p.z end
-          redis.call('PEXPIRE', key, ceil((ends - now) / 1000))
+          call('PEXPIRE', key, ceil((ends - now) / 1000))
         end
       end
     end

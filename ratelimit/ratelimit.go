@@ -127,7 +127,7 @@ func (c *core) newSet(policies []Policy) *policySet {
 		s.leased = s.leased || p.algo == concurrency
 	}
 	flag := map[bool]string{false: "0", true: "1"}
-	s.header = append(s.header, len(policies), flag[s.phased], flag[s.leased])
+	s.header = append(s.header, len(policies), flag[s.phased], flag[s.leased], "")
 	for i := range s.policies {
 		s.header = append(s.header, s.policies[i].args[:]...)
 	}
