@@ -147,6 +147,31 @@ func TestProxyDrip(t *testing.T) {
 	}
 }
 
+// go-redis sees a reset as EOF, so this looks at the socket.
+func TestProxyResets(t *testing.T) {
+	t.Parallel()
+	_, _, p := behindProxy(t)
+	for _, tt := range []struct {
+		fault redistest.Fault
+		want  error
+	}{
+		{redistest.Fault{CutAfter: true}, io.EOF},
+		{redistest.Fault{CutAfter: true, Reset: true}, syscall.ECONNRESET},
+	} {
+		p.Set(tt.fault)
+		c, err := net.Dial("tcp", p.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		io.WriteString(c, "PING\r\n")
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, tt.want) {
+			t.Errorf("read with %+v = %v; want %v", tt.fault, err, tt.want)
+		}
+	}
+}
+
 func TestProxyConnections(t *testing.T) {
 	t.Parallel()
 	_, rdb, p := behindProxy(t)

@@ -161,11 +161,23 @@ func TestMissingServerSkipsOrFails(t *testing.T) {
 		t.Errorf("without redis-server, REDISTEST=all: skipped %q, failed %q; want a failure", got.skipped, got.failed)
 	}
 	// The kinds of Run skip or fail alike, and miniredis runs regardless.
-	t.Setenv("REDISTEST", "")
-	ran := ""
-	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) { ran += filepath.Base(t.Name()) })
-	if ran != "miniredis" {
-		t.Errorf("without redis-server Run ran %q; want miniredis alone", ran)
+	run := func(mode string) (string, error) {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestCount$", "-test.v")
+		cmd.Env = append(os.Environ(), "REDISTEST="+mode)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, err := run("")
+	for _, want := range []string{"PASS: TestCount/miniredis", "SKIP: TestCount/server", "SKIP: TestCount/cluster"} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("Run without redis-server ended with %v; want success and %q:\n%s", err, want, out)
+		}
+	}
+	out, err = run("all")
+	for _, want := range []string{"PASS: TestCount/miniredis", "FAIL: TestCount/server", "FAIL: TestCount/cluster"} {
+		if err == nil || !strings.Contains(out, want) {
+			t.Errorf("Run without redis-server, REDISTEST=all ended with %v; want failure and %q:\n%s", err, want, out)
+		}
 	}
 }
 
