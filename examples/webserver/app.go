@@ -50,8 +50,8 @@ func newApp(cfg config, rds *backend, log *slog.Logger) (*app, error) {
 		AbsoluteTimeout: 24 * time.Hour,
 		// Browsers, and curl, do not all send Secure cookies over plain HTTP,
 		// not even to localhost.
-		InsecureHTTP: !cfg.behindTLS,
-		Label:        describeDevice,
+		Cookie: session.Cookie{InsecureHTTP: !cfg.behindTLS},
+		Label:  describeDevice,
 	})
 	a.limiter, errs[1] = ratelimit.New(rds.rdb, ratelimit.Config{},
 		ratelimit.SlidingLog("demo", 20, 10*time.Second))
@@ -83,8 +83,9 @@ func (a *app) handler() http.Handler {
 	return middleware.Chain(
 		middleware.Recover(middleware.RecoverConfig{Logger: a.log}),
 		secureHeaders,
-		http.NewCrossOriginProtection().Handler,
+		middleware.ClientAddr(middleware.ClientAddrConfig{Trusted: a.cfg.trustedProxies, Logger: a.log}),
 		middleware.Sessions(a.sessions, a.name, middleware.SessionsConfig{Logger: a.log}),
+		http.NewCrossOriginProtection().Handler,
 	)(mux)
 }
 
@@ -119,8 +120,8 @@ type account struct {
 }
 
 var (
-	userKey   = session.NewKey[string]("user")
-	visitsKey = session.NewKey[int]("visits")
+	userKey   = session.Key[string]("user")
+	visitsKey = session.Key[int]("visits")
 )
 
 func (a *app) account(r *http.Request) account {
@@ -332,5 +333,5 @@ func describeDevice(r *http.Request) string {
 			break
 		}
 	}
-	return name + " at " + middleware.ClientAddr(r).String()
+	return name + " at " + middleware.ClientAddrOf(r).String()
 }
