@@ -318,7 +318,7 @@ func TestBars(t *testing.T) {
 
 // Benchmark runs the same bodies for benchstat:
 //
-//	go test -bench 'op=limit-keys' -count 10
+//	go test -run '^$' -bench './op=limit-keys' -count 10
 func Benchmark(b *testing.B) {
 	for _, o := range ops {
 		b.Run("op="+o.name, func(b *testing.B) {

@@ -30,7 +30,7 @@ import (
 )
 
 // ops are all kinds of work, in the order they are run and printed.
-var ops = []op{sessionLoad, sessionSave, sessionHandler, limitKeys, limitHot, limitDenied, cacheRedis, cacheLocal, cacheStampede}
+var ops = []op{sessionLoad, sessionSave, sessionHandler, limitKeys, limitHot, limitDenied, cacheRedis, cacheLocal, cacheStampede, chain}
 
 type options struct {
 	quick, json   bool

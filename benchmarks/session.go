@@ -31,6 +31,7 @@ var sessionLoad = op{
 	name:  "session-load",
 	title: "session: from the cookie to three values",
 	subjects: []subject{
+		{"redporch", func(h *harness) (body, error) { return gorillaLoad(redporchSessions(h)) }},
 		{"redisstore", func(h *harness) (body, error) { return gorillaLoad(redisstoreSessions(h)) }},
 		{"boj", func(h *harness) (body, error) { return gorillaLoad(bojSessions(h)) }},
 		{"scs", scsLoad},
@@ -44,6 +45,7 @@ var sessionSave = op{
 	name:  "session-save",
 	title: "session: load, change one value, save",
 	subjects: []subject{
+		{"redporch", func(h *harness) (body, error) { return gorillaSave(redporchSessions(h)) }},
 		{"redisstore", func(h *harness) (body, error) { return gorillaSave(redisstoreSessions(h)) }},
 		{"boj", func(h *harness) (body, error) { return gorillaSave(bojSessions(h)) }},
 		{"scs", scsSave},
@@ -55,6 +57,7 @@ var sessionHandler = op{
 	title: "session: a whole handler that changes one value",
 	full:  true,
 	subjects: []subject{
+		{"redporch", redporchHandler},
 		{"redisstore", func(h *harness) (body, error) { return gorillaHandler(redisstoreSessions(h)) }},
 		{"boj", func(h *harness) (body, error) { return gorillaHandler(bojSessions(h)) }},
 		{"scs", scsHandler},
