@@ -87,6 +87,9 @@ func undocumentedMembers(s *ast.TypeSpec) (names []string) {
 		}
 		members = t.Fields
 	case *ast.InterfaceType:
+		if t.Methods.NumFields() == 1 {
+			return nil // the type's comment speaks for it
+		}
 		members = t.Methods
 	default:
 		return nil
@@ -147,6 +150,8 @@ type u[K any] struct{ X int }
 func (*u[K]) O() {}
 // I is documented.
 type I interface { P(); q() }
+// J is documented.
+type J interface { R() }
 const (
 	// V is documented.
 	V = 1

@@ -97,6 +97,7 @@ func luaKeys(f luaFile) (complaints []string) {
 	if err != nil {
 		return []string{err.Error()}
 	}
+	tokens = expandCallAlias(tokens)
 	keyNames := luaKeyNames(tokens)
 	isKey := func(arg []luaToken) bool {
 		text := joinLua(arg)

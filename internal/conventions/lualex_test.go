@@ -189,6 +189,31 @@ func splitLua(tokens []luaToken) [][]luaToken {
 	return parts
 }
 
+// expandCallAlias writes redis.call out again in a script that has
+// "local call = redis.call", as those on the fast path do.
+func expandCallAlias(tokens []luaToken) []luaToken {
+	for i := range tokens {
+		if at(tokens, i) != "local" || at(tokens, i+2) != "=" || at(tokens, i+3) != "redis" || at(tokens, i+4) != "." ||
+			luaExpressionEnd(tokens, i+3) != i+6 || at(tokens, i+6) == "," {
+			continue
+		}
+		alias, call := tokens[i+1].text, tokens[i+3:i+6]
+		expanded := slices.Clone(tokens[:i])
+		for j := i + 6; j < len(tokens); j++ {
+			if t := tokens[j]; t.kind == luaName && t.text == alias && at(tokens, j-1) != "." {
+				for _, c := range call {
+					c.line = t.line
+					expanded = append(expanded, c)
+				}
+			} else {
+				expanded = append(expanded, t)
+			}
+		}
+		return expandCallAlias(expanded)
+	}
+	return tokens
+}
+
 // luaKeyNames returns the variables of a script that only ever hold KEYS[…]: those
 // assigned from it, or from another such variable, and from nothing else. It takes
 // variables of one name for one.
@@ -371,7 +396,7 @@ both = 'x'
 redis.call('GET', both)
 redis.call('RENAME', KEYS[1], 'x')
 redis.call(name, KEYS[1])
-local call = redis.call
+local both2, call = 1, redis.call
 redis.call('DBSIZE')
 redis.call('DEL', KEYS[1], unpack(ARGV))
 local c = { d = KEYS[1] }
@@ -379,10 +404,14 @@ redis.call('GET', d)
 for i, e in ipairs(ARGV) do redis.call('DEL', e) end
 local h = both redis.call('DEL', h)
 local j = true redis.call('DEL', j)
+local pc = redis.pcall
+pc('DEL', KEYS[1])
+pc('GET', 'x')
 `, []string{
 		"b.lua: line 10: GET on both", "b.lua: line 11: RENAME on x", "b.lua: line 12: the command", "b.lua: line 13: redis.call is not called",
 		"b.lua: line 14: DBSIZE without", "b.lua: line 15: DEL on unpack(ARGV)", "b.lua: line 17: GET on d", "b.lua: line 18: DEL on e",
 		"b.lua: line 19: DEL on h", "b.lua: line 1: GET on ARGV[1]", "b.lua: line 20: DEL on j",
+		"b.lua: line 23: GET on x",
 		"b.lua: line 2: GET on KEYS[1]..:x", "b.lua: line 4: GET on k", "b.lua: line 6: GET on n",
 		"b.lua: line 7: GET on p",
 	}},
