@@ -237,7 +237,7 @@ func (r *reader) next() int64 {
 
 // replay repeats the script's decisions on the state it returned: the same
 // integers, so the same outcome. next returns the times at which listed policies
-// admit what they denied.
+// admit what they denied; nil if somebody else finds out.
 func (s *subject) replay(next func() int64) {
 	np := len(s.set.policies)
 	left := make([]int64, np)
@@ -283,7 +283,7 @@ func (s *subject) replay(next func() int64) {
 			}
 			r.took[p] = took
 			left[p] -= took
-			if need := max(r.cost, 1); pol.listed() && need > left[p] && need <= pol.cap && !(r.cost > 0 && all) {
+			if need := max(r.cost, 1); pol.listed() && need > left[p] && need <= pol.cap && !(r.cost > 0 && all) && next != nil {
 				r.when[p] = next()
 			}
 		}

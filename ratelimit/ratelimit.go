@@ -26,9 +26,12 @@ type core struct {
 	conn   *roundtrip.Conn
 	keys   *keys
 	lanes  lanes
-	denied *denials    // nil if off
-	down   atomic.Bool // Redis was unavailable to the last decision
-	sets   atomic.Int64
+	denied *denials // nil if off
+	local  *local
+	// down is when Redis became unavailable, nanoseconds after base; 0 while it is
+	// not.
+	down atomic.Int64
+	sets atomic.Int64
 }
 
 // policySet is a list of policies made ready for the scripts.
@@ -39,6 +42,9 @@ type policySet struct {
 	most     int64 // cost above which no policy ever admits
 	phased   bool
 	leased   bool
+	// local holds those policies that are decided in process while Redis is
+	// unavailable, nil if there are none.
+	local *policySet
 }
 
 // New returns a Limiter over rdb, which stays the caller's to close: a
@@ -59,6 +65,7 @@ func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, e
 		return nil, errors.Join(errs...)
 	}
 	c := &core{cfg: cfg, conn: conn, keys: newKeys(cfg.Prefix, cfg.Secret, cfg.PlainKeys)}
+	c.local = newLocal(cfg.Share, cfg.LocalKeys)
 	if !cfg.NoDenialCache {
 		c.denied = newDenials(cfg.DenialCacheSize, cfg.MaxStale)
 	}
@@ -116,9 +123,13 @@ const maxPolicies = 16
 
 func (c *core) newSet(policies []Policy) *policySet {
 	s := &policySet{id: c.sets.Add(1)}
+	var inProcess []compiled
 	for _, p := range policies {
 		if p.down == FailDefault {
 			p.down = c.cfg.OnUnavailable
+		}
+		if p.down == Local || p.down == LocalThenClosed {
+			inProcess = append(inProcess, localPolicy(p, c.cfg.Share))
 		}
 		cp := p.compile()
 		s.policies = append(s.policies, cp)
@@ -130,6 +141,9 @@ func (c *core) newSet(policies []Policy) *policySet {
 	s.header = append(s.header, len(policies), flag[s.phased], flag[s.leased], "")
 	for i := range s.policies {
 		s.header = append(s.header, s.policies[i].args[:]...)
+	}
+	if inProcess != nil {
+		s.local = &policySet{policies: inProcess}
 	}
 	return s
 }
@@ -212,6 +226,9 @@ func (l *Limiter) decide(ctx context.Context, key string, cost int64, reserve *R
 		reserve.lease = lease
 		reserve.taken(s, r, n)
 	}
+	if l.set.local != nil && !res.Banned {
+		l.local.note(key, s, r.totals(n), time.Since(base))
+	}
 	if b != nil {
 		l.learn(b, epoch, key, cost, &res, s, r, n, sent)
 	}
@@ -262,12 +279,21 @@ func (c *core) forget(key string) {
 	if c.denied != nil {
 		c.denied.bucket(key).drop(key, 0)
 	}
+	c.local.clear(key)
 }
 
-// ask lets Redis decide. The call is the n-th of run r on s.
+// ask lets Redis decide. The call is the n-th of run r on s, sent at sent.
 func (l *Limiter) ask(ctx context.Context, key string, cost int64, lease string) (s *subject, r *run, n int64, sent time.Duration, err error) {
 	f, seat, took, err := l.fly(ctx, call{set: l.set, base: l.keys.base(key), cost: cost, lease: lease})
 	if err != nil {
+		if took && l.cfg.RefundAbandoned {
+			go func() {
+				<-f.landed
+				if done := &f.calls[seat]; done.subject.err == nil {
+					l.refundAbandoned(key, done.subject, &done.subject.runs[done.run], done.order, lease)
+				}
+			}()
+		}
 		if cause := ctx.Err(); cause != nil {
 			return nil, nil, 0, 0, ended(cause, took)
 		}
@@ -281,9 +307,7 @@ func (l *Limiter) ask(ctx context.Context, key string, cost int64, lease string)
 		}
 		return nil, nil, 0, 0, s.err
 	}
-	if l.down.Load() && l.down.CompareAndSwap(true, false) {
-		l.cfg.Hooks.changed(true, nil)
-	}
+	l.available()
 	return s, &s.runs[done.run], done.order, f.sent.Sub(base), nil
 }
 
