@@ -1,9 +1,16 @@
 package cacheaside_test
 
 import (
+	"os"
 	"testing"
 
 	"github.com/redporch/redporch/internal/redistest"
 )
 
-func TestMain(m *testing.M) { redistest.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		child() // this process is one of several of TestProcesses
+		return
+	}
+	redistest.Main(m)
+}
