@@ -38,6 +38,7 @@ type result struct {
 	Writes    float64 `json:"-"` // system calls that send, an op
 	Executed  float64 `json:"-"` // commands the server ran, those in scripts included, an op
 	ServerUs  float64 `json:"-"` // the server's CPU time, an op
+	OwnUs     float64 `json:"-"` // this process' CPU time, an op
 	FailedPct float64 `json:"-"`
 }
 
@@ -127,25 +128,25 @@ func (h *harness) measure(ctx context.Context, opName string, subjects []*runnin
 	return results, errs
 }
 
-// account counts what about n calls cost, in a slice of its own that begins and
-// ends in silence: allocations, commands, the server's time.
+// account counts what about n calls cost, in slices of their own that begin and
+// end in silence: allocations and CPU time in one, commands in another, since
+// counting those costs something as well.
 func (h *harness) account(ctx context.Context, b body, callers []*caller, n int) (r result, err error) {
-	runtime.GC()
+	n = max(n, len(callers))
 	var mem [2]runtime.MemStats
 	var srv [2]serverStats
-	var cmds, writes [2]int64
-	var k int
-	ops, callErr := fixedSlice(b.do, callers, max(n, len(callers)), func() {
+	var own [2]float64
+	k := 0
+	runtime.GC()
+	ops, callErr := fixedSlice(b.do, callers, n, func() {
 		// The readings' own cost stays outside: the second set reads in reverse.
 		if k == 0 {
 			srv[0], err = h.srv.stats(ctx)
-			h.wire.on.Store(true)
-			cmds[0], writes[0] = h.wire.commands.Load(), h.wire.writes.Load()
+			own[0] = cpuTime()
 			runtime.ReadMemStats(&mem[0])
 		} else {
 			runtime.ReadMemStats(&mem[1])
-			cmds[1], writes[1] = h.wire.commands.Load(), h.wire.writes.Load()
-			h.wire.on.Store(false)
+			own[1] = cpuTime()
 			if err == nil {
 				srv[1], err = h.srv.stats(ctx)
 			}
@@ -158,13 +159,22 @@ func (h *harness) account(ctx context.Context, b body, callers []*caller, n int)
 	if ops == 0 {
 		return r, fmt.Errorf("%w: %w", errNothingWorked, callErr)
 	}
-	per := func(total float64) float64 { return round(total/float64(ops), 2) }
-	r.Allocs = per(float64(mem[1].Mallocs - mem[0].Mallocs))
+	per := func(total float64, ops int) float64 { return round(total/float64(ops), 2) }
+	r.Allocs = per(float64(mem[1].Mallocs-mem[0].Mallocs), ops)
 	r.Bytes = round(float64(mem[1].TotalAlloc-mem[0].TotalAlloc)/float64(ops), 0)
-	r.Commands = per(float64(cmds[1] - cmds[0]))
-	r.Writes = per(float64(writes[1] - writes[0]))
-	r.Executed = per(srv[1].commands - srv[0].commands - statsCommands)
-	r.ServerUs = per(1e6 * (srv[1].cpu - srv[0].cpu))
+	r.Executed = per(srv[1].commands-srv[0].commands-statsCommands, ops)
+	r.OwnUs = per(1e6*(own[1]-own[0]), ops)
+	r.ServerUs = per(1e6*(srv[1].cpu-srv[0].cpu), ops)
+
+	commands, writes := h.wire.commands.Load(), h.wire.writes.Load()
+	h.wire.on.Store(true)
+	ops, callErr = fixedSlice(b.do, callers, n, func() {})
+	h.wire.on.Store(false)
+	if ops == 0 {
+		return r, fmt.Errorf("%w: %w", errNothingWorked, callErr)
+	}
+	r.Commands = per(float64(h.wire.commands.Load()-commands), ops)
+	r.Writes = per(float64(h.wire.writes.Load()-writes), ops)
 	return r, nil
 }
 

@@ -53,7 +53,7 @@ func writeTables(w io.Writer, m machine, selected []op, results []result) {
 	fmt.Fprintf(w, "%s, %s, %s, redis-server %s on loopback TCP, same machine\n", m.cpu, m.system, m.golang, m.redis)
 	fmt.Fprintf(w, "%s\n", strings.Join(m.modules, ", "))
 	for _, o := range selected {
-		rows := [][]string{{"subject", "callers", "ns/op", "op/s", "p50 µs", "p99 µs", "allocs", "bytes", "commands", "writes", "run by server", "server µs", "against redporch"}}
+		rows := [][]string{{"subject", "callers", "ns/op", "op/s", "p50 µs", "p99 µs", "allocs", "bytes", "commands", "writes", "run by server", "server µs", "own µs", "against redporch"}}
 		for _, r := range results {
 			if r.Op != o.name {
 				continue
@@ -66,7 +66,7 @@ func writeTables(w io.Writer, m machine, selected []op, results []result) {
 				name += fmt.Sprintf(" (%.1f %% failed)", r.FailedPct)
 			}
 			rows = append(rows, []string{name, fmt.Sprint(r.Callers), grouped(r.NsPerOp), grouped(1e9 / r.NsPerOp),
-				figure(r.P50), figure(r.P99), figure(r.Allocs), grouped(r.Bytes), figure(r.Commands), figure(r.Writes), figure(r.Executed), figure(r.ServerUs), against})
+				figure(r.P50), figure(r.P99), figure(r.Allocs), grouped(r.Bytes), figure(r.Commands), figure(r.Writes), figure(r.Executed), figure(r.ServerUs), figure(r.OwnUs), against})
 		}
 		if len(rows) == 1 {
 			continue
