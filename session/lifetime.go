@@ -100,7 +100,7 @@ func (st *Store) touch(ctx context.Context, tok token, m meta) {
 	ctx = context.WithoutCancel(ctx)
 	st.work.Go(func() {
 		defer st.touching.Add(-1)
-		args := saveArgs{mode: modeUpdate, idle: st.idleOf(m), absolute: st.cfg.AbsoluteTimeout, maxAge: m.maxAge}
+		args := saveArgs{mode: modeTouch, idle: st.idleOf(m), absolute: st.cfg.AbsoluteTimeout, maxAge: m.maxAge}
 		if reply, err := st.runSave(ctx, "touch", tok.key, "", &args); err == nil && reply.status == replyDone {
 			st.n.touched.Add(1)
 		}

@@ -237,7 +237,7 @@ func (st *Store) sendCookie(w http.ResponseWriter, x *state, opts sessions.Optio
 	maxAge := opts.MaxAge
 	if maxAge > 0 && x.blob == nil {
 		left := x.meta.createdAt().UnixMilli() + x.meta.absolute - x.at.UnixMilli()
-		maxAge = int(min(int64(maxAge), max(left/1000, 1)))
+		maxAge = int(min(int64(maxAge), max((left+999)/1000, 1)))
 	}
 	x.resend = false
 	return writeCookie(w, x.name, x.tok.cookie, &opts, maxAge)

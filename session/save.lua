@@ -5,7 +5,8 @@
 --
 -- KEYS[1]  hash    the session; in mode r under its new key
 -- KEYS[2]  hash    in mode r only: the session under its old key, same slot
--- ARGV[1]  string  c create, u update, r regenerate, a adopt (create unless there)
+-- ARGV[1]  string  c create, u update, r regenerate, a adopt (create unless there),
+--                  t touch (only while the session's own MaxAge is ARGV[4])
 -- ARGV[2]  int     idle time, milliseconds, > 0
 -- ARGV[3]  int     longest absolute lifetime, milliseconds, > 0
 -- ARGV[4]  int     the session's own MaxAge, seconds; 0 the store's; -1 none
@@ -38,9 +39,11 @@ end
 
 local created, absolute = now, longest
 if m then
-  local c, a = string.match(m, '^(%d+),(%d+),')
+  local c, a, own = string.match(m, '^(%d+),(%d+),%d+,%d+,(-?%d+)$')
   if c then
     created, absolute = tonumber(c), math.min(tonumber(a), longest)
+    -- A touch is sent in the background: a save may have overtaken it.
+    if mode == 't' and own ~= ARGV[4] then return {0} end
   end
 end
 if ARGV[5] == '1' then

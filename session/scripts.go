@@ -38,6 +38,7 @@ const (
 	modeUpdate     = "u"
 	modeRegenerate = "r"
 	modeAdopt      = "a"
+	modeTouch      = "t"
 )
 
 // Statuses that save.lua answers with.

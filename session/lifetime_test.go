@@ -1,0 +1,248 @@
+package session_test
+
+import (
+	"errors"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/sessions"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/redistest"
+	"github.com/redporch/redporch/session"
+)
+
+// sessionTTL returns the time to live of the only session in Redis.
+func sessionTTL(t *testing.T, rdb redis.UniversalClient, prefix string) time.Duration {
+	t.Helper()
+	keys, err := rdb.Keys(t.Context(), prefix+"*").Result()
+	if err != nil || len(keys) != 1 {
+		t.Fatalf("keys %q, %v; want one", keys, err)
+	}
+	d, err := rdb.PTTL(t.Context(), keys[0]).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func about(got, want time.Duration) bool {
+	return got > want-10*time.Second && got <= want+100*time.Millisecond
+}
+
+func TestIdleTimeoutSlides(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{IdleTimeout: 10 * time.Minute})
+		b := newBrowser()
+		b.edit(t, st, set("x", 1))
+		keys, _ := rdb.Keys(t.Context(), session.DefaultPrefix+"*").Result()
+		load := func() int {
+			n := redistest.Count(t, rdb, func() {
+				b.values(t, st)
+				st.Close()
+			})
+			return n.By["evalsha"] + n.By["eval"]
+		}
+		if n := load(); n != 0 {
+			t.Errorf("a load right after the save wrote %d times; want no touch", n)
+		}
+		rdb.PExpire(t.Context(), keys[0], 9*time.Minute+30*time.Second)
+		if n := load(); n != 0 {
+			t.Errorf("a load within the throttle wrote %d times; want no touch", n)
+		}
+		rdb.PExpire(t.Context(), keys[0], 8*time.Minute)
+		if n := load(); n != 1 {
+			t.Errorf("a load beyond the throttle wrote %d times; want one touch", n)
+		}
+		if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, 10*time.Minute) {
+			t.Errorf("TTL after the touch = %v; want 10m", got)
+		}
+		// Somebody removed the expiry: the next load puts it back.
+		rdb.Persist(t.Context(), keys[0])
+		load()
+		if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, 10*time.Minute) {
+			t.Errorf("TTL after PERSIST and a load = %v; want 10m", got)
+		}
+		if st.Stats().Touched != 2 {
+			t.Errorf("Stats.Touched = %d; want 2", st.Stats().Touched)
+		}
+	})
+}
+
+func TestSessionExpires(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{IdleTimeout: time.Second, AbsoluteTimeout: 2 * time.Second, TouchEvery: 100 * time.Millisecond})
+		used, idle := newBrowser(), newBrowser()
+		used.edit(t, st, set("x", 1))
+		idle.edit(t, st, set("x", 1))
+		start := time.Now()
+		alive := time.Duration(0)
+		for time.Since(start) < 2600*time.Millisecond {
+			time.Sleep(200 * time.Millisecond)
+			if len(used.values(t, st)) == 1 {
+				alive = time.Since(start)
+			}
+		}
+		if alive < 1300*time.Millisecond || alive > 2400*time.Millisecond {
+			t.Errorf("a session in use lived for %v; want its absolute 2s", alive)
+		}
+		if got := idle.values(t, st); len(got) != 0 {
+			t.Errorf("an idle session still opens %v", got)
+		}
+	})
+}
+
+func TestAbsoluteTimeoutCapsEverything(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{IdleTimeout: 10 * time.Minute, AbsoluteTimeout: time.Hour})
+		b := newBrowser()
+		var cookie string
+		b.do(func(w http.ResponseWriter, r *http.Request) {
+			s, _ := st.Get(r, "s")
+			s.Values["x"] = 1
+			s.Options.MaxAge = math.MaxInt // remember me for good
+			if err := s.Save(r, w); err != nil {
+				t.Fatal(err)
+			}
+			cookie = w.Header().Get("Set-Cookie")
+			if idle, absolute := st.TTL(s); !about(idle, time.Hour) || !about(absolute, time.Hour) {
+				t.Errorf("TTL = %v, %v; want 1h, 1h", idle, absolute)
+			}
+		})
+		if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, time.Hour) {
+			t.Errorf("TTL in Redis = %v; want 1h", got)
+		}
+		if !strings.Contains(cookie, "Max-Age=3600") {
+			t.Errorf("cookie %q; want the session's own hour as its Max-Age", cookie)
+		}
+	})
+}
+
+// A session's own MaxAge is remembered: the next save keeps it without being told.
+func TestRememberMe(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{IdleTimeout: 10 * time.Minute, AbsoluteTimeout: 60 * 24 * time.Hour})
+		b := newBrowser()
+		b.edit(t, st, func(s *sessions.Session) { s.Values["x"] = 1; s.Options.MaxAge = 30 * 86400 })
+		b.edit(t, st, func(s *sessions.Session) {
+			if s.Options.MaxAge != 30*86400 {
+				t.Errorf("MaxAge = %d after a load; want the 30 days it was saved with", s.Options.MaxAge)
+			}
+			s.Values["x"] = 2
+		})
+		if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, 30*24*time.Hour) {
+			t.Errorf("TTL = %v; want 30 days", got)
+		}
+		// A persistent cookie must be sent again as the session slides.
+		keys, _ := rdb.Keys(t.Context(), session.DefaultPrefix+"*").Result()
+		rdb.PExpire(t.Context(), keys[0], 29*24*time.Hour)
+		b.do(func(w http.ResponseWriter, r *http.Request) {
+			s, _ := st.Get(r, "s")
+			if wrote, err := st.Commit(w, r, s); !wrote || err != nil {
+				t.Errorf("Commit = %v, %v; want the aged cookie again", wrote, err)
+			}
+		})
+		// Back to a session of the browser.
+		b.edit(t, st, func(s *sessions.Session) { s.Options.MaxAge = 0 })
+		if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, 10*time.Minute) {
+			t.Errorf("TTL = %v; want the idle 10m", got)
+		}
+	})
+}
+
+// What is stored obeys a configuration that became stricter later.
+func TestShortenedDeadlines(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		long := open(t, rdb, session.Config{IdleTimeout: time.Hour, AbsoluteTimeout: 10 * time.Hour})
+		short := open(t, rdb, session.Config{IdleTimeout: 10 * time.Minute, AbsoluteTimeout: 5 * time.Minute * 3})
+		b := newBrowser()
+		b.edit(t, long, set("x", 1))
+		if got := b.values(t, short); len(got) != 1 {
+			t.Fatalf("Values = %v; want the session", got)
+		}
+		short.Close()
+		if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, 10*time.Minute) {
+			t.Errorf("TTL after a load with 10m = %v; want 10m", got)
+		}
+		// A session that is older than the new absolute timeout is over at once.
+		keys, _ := rdb.Keys(t.Context(), session.DefaultPrefix+"*").Result()
+		created := time.Now().Add(-20 * time.Minute).UnixMilli()
+		rdb.HSet(t.Context(), keys[0], "m", strconv.FormatInt(created, 10)+",36000000,3600000,1200000,0")
+		if got := b.values(t, long); len(got) != 1 {
+			t.Errorf("Values by the long store = %v; want the session", got)
+		}
+		if got := b.values(t, short); len(got) != 0 {
+			t.Errorf("Values by the short store = %v; want none", got)
+		}
+	})
+}
+
+func TestTouchAndReload(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{})
+		b := newBrowser()
+		b.edit(t, st, set("x", 1))
+		b.do(func(w http.ResponseWriter, r *http.Request) {
+			s, _ := st.Get(r, "s")
+			b.clone().edit(t, st, set("x", 2))
+			s.Values["mine"] = true
+			if err := st.Reload(r, s); err != nil || s.Values["x"] != 2 || s.Values["mine"] != nil {
+				t.Errorf("Reload = %v, Values %v; want what is stored", err, s.Values)
+			}
+			keys, _ := rdb.Keys(t.Context(), session.DefaultPrefix+"*").Result()
+			rdb.PExpire(t.Context(), keys[0], time.Minute)
+			if err := st.Touch(r, s); err != nil {
+				t.Errorf("Touch = %v", err)
+			}
+			if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, 30*time.Minute) {
+				t.Errorf("TTL after Touch = %v; want 30m", got)
+			}
+			rdb.Del(t.Context(), keys[0])
+			if err := st.Touch(r, s); !errors.Is(err, session.ErrSessionGone) {
+				t.Errorf("Touch = %v; want ErrSessionGone", err)
+			}
+			if err := st.Reload(r, s); !errors.Is(err, session.ErrSessionGone) || s.Values["x"] != 2 {
+				t.Errorf("Reload = %v, %v; want ErrSessionGone and the session as it was", err, s.Values)
+			}
+		})
+	})
+}
+
+// A login starts the absolute lifetime anew; any other new id does not.
+func TestLoginRestartsAbsoluteLifetime(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{})
+		b := newBrowser()
+		b.edit(t, st, set("x", 1))
+		age := func() {
+			keys, _ := rdb.Keys(t.Context(), session.DefaultPrefix+"{*").Result()
+			m, _ := rdb.HGet(t.Context(), keys[0], "m").Result()
+			created, rest, _ := strings.Cut(m, ",")
+			ms, _ := strconv.ParseInt(created, 10, 64)
+			rdb.HSet(t.Context(), keys[0], "m", strconv.FormatInt(ms-3600*1000, 10)+","+rest)
+		}
+		age()
+		check := func(what string, bind bool, want time.Duration) {
+			b.do(func(w http.ResponseWriter, r *http.Request) {
+				s, _ := st.Get(r, "s")
+				if bind {
+					st.Bind(s, "u")
+				}
+				if err := st.Regenerate(w, r, s); err != nil {
+					t.Fatal(err)
+				}
+				if _, absolute := st.TTL(s); !about(absolute, want) {
+					t.Errorf("%s: absolute %v; want %v", what, absolute, want)
+				}
+			})
+		}
+		check("new id", false, 7*time.Hour)
+		check("login", true, 8*time.Hour)
+		age()
+		check("the same user again", true, 7*time.Hour)
+	})
+}
