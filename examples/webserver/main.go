@@ -36,7 +36,7 @@ func run(ctx context.Context, getenv func(string) string, stdout, stderr io.Writ
 		fmt.Fprintf(stderr, "webserver: %v\n", err)
 		return 2
 	}
-	logger := slog.New(slog.NewTextHandler(stderr, nil))
+	logger := slog.New(newBoundedLog(slog.NewTextHandler(stderr, nil)))
 	if err := serve(ctx, cfg, stdout, logger); err != nil {
 		fmt.Fprintf(stderr, "webserver: %v\n", err)
 		return 1
@@ -73,6 +73,8 @@ func serve(ctx context.Context, cfg config, stdout io.Writer, logger *slog.Logge
 	}
 	fmt.Fprintf(stdout, "Redis: %s\n", rds.description)
 	fmt.Fprintf(stdout, "Listening on %s, open http://localhost:%d/\n", ln.Addr(), ln.Addr().(*net.TCPAddr).Port)
+
+	srv.RegisterOnShutdown(app.stop) // or Shutdown would wait for the streams
 
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(ln) }()

@@ -18,7 +18,7 @@ type profile struct {
 // profileStore plays the database behind the cache. It keeps what was changed in
 // a hash of its own, so that several servers on one Redis share it.
 type profileStore struct {
-	rdb redis.UniversalClient
+	rdb redis.UniversalClient // not the one that can be broken: it is not the cache
 }
 
 const profileTable = "demo:database:profile-city"

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"slices"
 	"time"
@@ -15,7 +16,9 @@ import (
 
 // backend is the Redis in use.
 type backend struct {
-	rdb         redis.UniversalClient
+	rdb         redis.UniversalClient // for sessions, limits and cache; may be broken on demand
+	database    redis.UniversalClient // for what plays the database behind the cache; never broken
+	breakage    *breakage
 	kind        string // "embedded", "server", "cluster", "sentinel"
 	description string // for people
 	close       func()
@@ -32,25 +35,38 @@ func openRedis(cfg config) (*backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{kind: kind}
+	b := &backend{kind: kind, breakage: new(breakage)}
 	switch o := opts.(type) {
 	case *redis.Options:
 		o.ContextTimeoutEnabled, o.DialTimeout, o.DialerRetries = true, time.Second, 1
-		b.rdb = redis.NewClient(o)
 		b.description = fmt.Sprintf("server at %s", o.Addr)
+		b.database = redis.NewClient(o)
+		broken := *o
+		broken.Dialer = b.breakage.through(redis.NewDialer(o))
+		b.rdb = redis.NewClient(&broken)
 	case *redis.ClusterOptions:
 		o.ContextTimeoutEnabled, o.DialTimeout, o.DialerRetries = true, time.Second, 1
 		// The default of 60 s leaves a dead master's slots unwritable that long.
 		o.ClusterStateReloadInterval = time.Second
-		b.rdb = redis.NewClusterClient(o)
 		b.description = fmt.Sprintf("cluster at %v", o.Addrs)
+		b.database = redis.NewClusterClient(o)
+		broken := *o
+		broken.Dialer = b.breakage.through(plainDialer(o.TLSConfig))
+		b.rdb = redis.NewClusterClient(&broken)
 	case *redis.FailoverOptions:
 		o.ContextTimeoutEnabled, o.DialTimeout, o.DialerRetries = true, time.Second, 1
-		b.rdb = redis.NewFailoverClient(o)
 		b.description = fmt.Sprintf("master %q by Sentinel at %v", o.MasterName, o.SentinelAddrs)
+		b.database = redis.NewFailoverClient(o)
+		broken := *o
+		broken.Dialer = b.breakage.through(plainDialer(o.TLSConfig))
+		b.rdb = redis.NewFailoverClient(&broken)
 	}
-	b.close = func() { b.rdb.Close() }
+	b.close = func() { b.rdb.Close(); b.database.Close() }
 	return b, nil
+}
+
+func plainDialer(tls *tls.Config) dialer {
+	return redis.NewDialer(&redis.Options{DialTimeout: time.Second, TLSConfig: tls})
 }
 
 // maxEmbeddedKeys bounds the memory of the Redis inside.
@@ -86,20 +102,30 @@ func embeddedRedis() (*backend, error) {
 			}
 		}
 	}()
-	rdb := redis.NewClient(&redis.Options{
+	opts := redis.Options{
 		Addr:                     m.Addr(),
 		ContextTimeoutEnabled:    true,
+		DialTimeout:              time.Second,
+		DialerRetries:            1,
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	})
+	}
+	database := redis.NewClient(&opts)
+	b := new(breakage)
+	broken := opts
+	broken.Dialer = b.through(redis.NewDialer(&opts))
+	rdb := redis.NewClient(&broken)
 	return &backend{
 		rdb:         rdb,
+		database:    database,
+		breakage:    b,
 		kind:        "embedded",
 		description: "embedded (in memory, inside this process; set REDIS_URL to use a real one)",
 		close: func() {
 			cancel()
 			<-done
 			rdb.Close()
+			database.Close()
 			m.Close()
 		},
 	}, nil
