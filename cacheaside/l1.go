@@ -143,9 +143,11 @@ func (l *l1[K, V]) put(r *ref[K], m mark, now *found[V]) {
 	}
 	e.until = min(e.expires, t+int64(l.cfg.L1TTL))
 	if now.err == nil && l.cfg.EarlyRefresh > 0 {
-		// From here on Redis is asked again, and the first process that asks
-		// refreshes.
-		e.until = min(e.until, e.expires-int64(l.cfg.lead(&now.raw)*float64(time.Millisecond)))
+		// Towards the end Redis is asked at each read, where XFetch decides: it
+		// needs as many draws as there are reads. At three times its scale before
+		// the end a draw succeeds with probability 1/20.
+		lead := 3*float64(max(now.raw.delta, 1))*l.cfg.EarlyRefresh + l.cfg.lead(&now.raw)
+		e.until = min(e.until, e.expires-min(int64(lead*float64(time.Millisecond)), int64(now.entry.TTL)/2))
 	}
 	if e.until <= t {
 		return
