@@ -1,0 +1,21 @@
+package frameworks
+
+import (
+	"net/http"
+
+	"github.com/labstack/echo/v5"
+)
+
+// Echo takes middlewares through echo.WrapMiddleware, best a whole Chain at once.
+// What goes around everything belongs around the engine: errors that handlers
+// return are answered outside of echo's own middlewares.
+func Echo(a *App) http.Handler {
+	e := echo.New()
+	e.GET("/item/:id", func(c *echo.Context) error {
+		count(c.Response(), c.Request(), c.Param("id"))
+		return nil
+	}, echo.WrapMiddleware(a.Sessions()))
+	e.GET("/limited", echo.WrapHandler(a.Limit()(http.HandlerFunc(limited))))
+	e.GET("/boom", echo.WrapHandler(http.HandlerFunc(boom)))
+	return a.Around()(e)
+}
