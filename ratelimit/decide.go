@@ -47,6 +47,7 @@ type run struct {
 	took    []int64 // units per policy: fewer than granted for a shadow that was short
 	before  []int64 // units per policy that earlier runs took
 	when    []int64 // per listed policy that denied: when it admits
+	over    []int64 // per listed policy that holds more than its limit: when it admits one unit
 }
 
 type subjectKey struct {
@@ -207,6 +208,9 @@ func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
 			s.snaps[i] = snap{x: x, y: r.next()}
 			if algo := s.set.policies[i].algo; algo != fixedWindow && algo != tokenBucket {
 				s.snaps[i].z = r.next()
+				if s.snaps[i].z < 0 {
+					s.snaps[i].z, s.snaps[i].w = -1-s.snaps[i].z, r.next()
+				}
 			}
 		}
 		s.replay(r.next)
@@ -244,10 +248,11 @@ func (s *subject) replay(next func() int64) {
 	for i := range left {
 		left[i] = s.set.policies[i].left(s.snaps[i], 0, s.now)
 	}
-	nums := make([]int64, np*3*len(s.runs))
+	nums := make([]int64, np*4*len(s.runs))
 	for i := range s.runs {
 		r := &s.runs[i]
-		r.before, r.took, r.when, nums = nums[:np:np], nums[np:2*np:2*np], nums[2*np:3*np:3*np], nums[3*np:]
+		r.before, r.took, r.when, r.over = nums[:np:np], nums[np:2*np:2*np], nums[2*np:3*np:3*np], nums[3*np:4*np:4*np]
+		nums = nums[4*np:]
 		if i > 0 {
 			for p := range r.before {
 				r.before[p] = s.runs[i-1].before[p] + s.runs[i-1].took[p]
@@ -283,8 +288,14 @@ func (s *subject) replay(next func() int64) {
 			}
 			r.took[p] = took
 			left[p] -= took
-			if need := max(r.cost, 1); pol.listed() && need > left[p] && need <= pol.cap && !(r.cost > 0 && all) && next != nil {
+			if !pol.listed() || next == nil {
+				continue
+			}
+			if need := max(r.cost, 1); need > left[p] && need <= pol.cap && !(r.cost > 0 && all) {
 				r.when[p] = next()
+			}
+			if left[p] < 0 {
+				r.over[p] = next()
 			}
 		}
 	}
@@ -323,7 +334,7 @@ func (s *subject) result(r *run, n int64) Result {
 		if r.cost == 0 && !admitted && !p.shadow {
 			res.Allowed = false
 		}
-		res.Policies[i] = p.result(s.snaps[i], total, need, s.now, r.when[i], admitted)
+		res.Policies[i] = p.result(s.snaps[i], total, need, s.now, r.when[i], r.over[i], admitted)
 	}
 	res.summarise()
 	return res

@@ -28,6 +28,7 @@ local np = tonumber(ARGV[1])
 local phased, leased = ARGV[2] == '1', ARGV[3] == '1'
 local floor, ceil, match, fmt = math.floor, math.ceil, string.match, string.format
 local exact = 9007199254740991
+local half = 4503599627370496
 local algo, limit, win, sig, extra, tick, shadow = {}, {}, {}, {}, {}, {}, {}
 local P, avail, total = {}, {}, {}
 local shadows = false
@@ -40,6 +41,37 @@ for i = 1, np do
   shadow[i] = ARGV[a + 5] == '1'
   shadows = shadows or shadow[i]
   a = a + 6
+end
+-- when returns the time at which a log or leases, with what was taken so far, have given back n units.
+local function when(key, i, n)
+  local p = P[i]
+  if algo[i] == 'n' then
+    -- among the leases and those taken now, which may end before others
+    local ends, sooner = now + win[i], p.x
+    if p.z > ends then sooner = call('ZCOUNT', key, fmt('(%.0f', now), ends) end
+    if n > sooner then
+      n = n - total[i]
+      if n <= sooner then return ends end
+    end
+    return tonumber(call('ZRANGEBYSCORE', key, fmt('(%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', n - 1, 1)[2])
+  end
+  -- the first entry at whose end the units up to it are free
+  local target = p.cum - p.x + n
+  if target == p.target then return p.when end
+  p.target = target
+  if target > p.cum then
+    p.when = p.t + win[i]
+    return p.when
+  end
+  local lo = call('ZCOUNT', key, '-inf', now - win[i])
+  local hi = call('ZCARD', key) - 1
+  while lo < hi do
+    local mid = floor((lo + hi) / 2)
+    local e = call('ZRANGE', key, mid, mid)
+    if tonumber(match(e[1], '^(%d+)')) >= target then hi = mid else lo = mid + 1 end
+  end
+  p.when = call('ZRANGE', key, lo, lo, 'WITHSCORES')[2] + win[i]
+  return p.when
 end
 local vals = call('MGET', unpack(KEYS))
 local out = { now }
@@ -108,43 +140,36 @@ while at < #KEYS do
         end
         avail[i] = floor((full - y) / wt)
       elseif al == 'c' then
-        local k = tick[i]
-        local wt = w / k
-        x = now - now % w
+        -- After a change of the window the old one counts on until the next write.
+        local k, ww = tick[i], w
+        p.old = false
+        x = now - now % ww
         if v then
           local s, pr, cu, g = match(v, '^(%d+):(%d+):(%d+):(%d+)$')
           if s then
             s, pr, cu = tonumber(s), tonumber(pr), tonumber(cu)
             if g ~= sig[i] then
-              local ow = tonumber(g)
-              local left = s + ow - now
-              if left > 2 * ow then
-                pr, cu = 0, 0
-              elseif left < -ow then
-                pr, cu = 0, 0
-              elseif left <= 0 then
-                pr = 0
-              else
-                if left > ow then left = ow end
-                while pr * left > exact do
-                  left, ow = ceil(left / 10), floor(ow / 10)
-                end
-                pr = ceil(pr * left / ow)
-              end
-              z = cu + pr
-              local most = floor(exact / wt)
-              if z > most then z = most end
-            elseif s == x or s == x + w then
+              ww = tonumber(g)
+              p.old = ww
+              x = now - now % ww
+            end
+            if s == x or s == x + ww then
               x, y, z = s, pr, cu
-            elseif s == x - w then
+            elseif s == x - ww then
               y = cu
             end
+            local most = y > z and y or z
+            if limit[i] > most then most = limit[i] end
+            while most * floor(ww / k) > half do k = k * 10 end
           end
         end
-        local e = floor((now - x) / k)
-        if e < 0 then e = 0 end
+        local wt, e = floor(ww / k), floor((now - x) / k)
+        if e < 0 then e = 0 elseif e > wt then e = wt end
         avail[i] = floor(((limit[i] - z) * wt - y * (wt - e)) / wt)
-        p.e = e
+        if p.old and y + z == 0 then
+          p.old = false
+          x = now - now % w
+        end
       elseif al == 'l' then
         -- x units used, y time of the oldest live entry, z time of the newest
         local last = call('ZRANGE', key, -1, -1, 'WITHSCORES')
@@ -156,7 +181,8 @@ while at < #KEYS do
             z = 0
           else
             p.cum = tonumber(match(last[1], '^(%d+)'))
-            if z > now then p.t = z end
+            -- Scores differ, since members of one score are in the order of their text.
+            if z >= now then p.t = z + 1 end
             local first = call('ZRANGE', key, 0, 0, 'WITHSCORES')
             y = tonumber(first[2])
             p.ended = y <= now - w
@@ -175,12 +201,20 @@ while at < #KEYS do
         avail[i] = limit[i] - x
       else
         -- x units held, y end of the lease that ends first, z end of the one that ends last
-        p.hi, p.ids = fmt('%.0f', now + 2 * w), nil
-        local low = fmt('(%.0f', now)
-        x = call('ZCOUNT', key, low, p.hi)
-        if x > 0 then
-          y = tonumber(call('ZRANGEBYSCORE', key, low, p.hi, 'WITHSCORES', 'LIMIT', 0, 1)[2])
-          z = tonumber(call('ZREVRANGEBYSCORE', key, p.hi, low, 'WITHSCORES', 'LIMIT', 0, 1)[2])
+        p.drop, p.ids = false, nil
+        local last = call('ZRANGE', key, -1, -1, 'WITHSCORES')
+        if last[1] then
+          z = tonumber(last[2])
+          if z - now > 2 * w then
+            p.drop = true
+            z = 0
+          elseif z <= now then
+            z = 0
+          else
+            local low = fmt('(%.0f', now)
+            x = call('ZCOUNT', key, low, '+inf')
+            y = tonumber(call('ZRANGEBYSCORE', key, low, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
+          end
         end
         avail[i] = limit[i] - x
       end
@@ -188,7 +222,10 @@ while at < #KEYS do
       total[i] = 0
       out[o + 1], out[o + 2] = x, y
       o = o + 2
-      if al ~= 'f' and al ~= 'b' then
+      if al == 'c' and p.old then
+        out[o + 1], out[o + 2] = -1 - z, p.old
+        o = o + 2
+      elseif al ~= 'f' and al ~= 'b' then
         o = o + 1
         out[o] = z
       end
@@ -238,37 +275,14 @@ while at < #KEYS do
           for u = 2, took do ids[#ids + 1] = fmt('%s:%.0f', id, u) end
         end
         local left = avail[i] - total[i]
-        if need > left and need <= limit[i] and not (c > 0 and all) then
-          local key, p = KEYS[at + 1 + i], P[i]
-          if algo[i] == 'l' then
-            -- the first entry after whose end enough units are free
-            local target = p.cum + total[i] + need - limit[i]
-            if target ~= p.target then
-              p.target = target
-              if target > p.cum then
-                p.when = p.t + win[i]
-              else
-                local lo = call('ZCOUNT', key, '-inf', now - win[i])
-                local hi = call('ZCARD', key) - 1
-                while lo < hi do
-                  local mid = floor((lo + hi) / 2)
-                  local e = call('ZRANGE', key, mid, mid)
-                  if tonumber(match(e[1], '^(%d+)')) >= target then hi = mid else lo = mid + 1 end
-                end
-                p.when = call('ZRANGE', key, lo, lo, 'WITHSCORES')[2] + win[i]
-              end
-            end
+        if algo[i] == 'l' or algo[i] == 'n' then
+          if need > left and need <= limit[i] and not (c > 0 and all) then
             o = o + 1
-            out[o] = p.when
-          elseif algo[i] == 'n' then
-            local nth = need - left
-            local when = now + win[i]
-            if nth <= p.x then
-              local e = call('ZRANGEBYSCORE', key, fmt('(%.0f', now), p.hi, 'WITHSCORES', 'LIMIT', nth - 1, 1)
-              when = tonumber(e[2])
-            end
+            out[o] = when(KEYS[at + 1 + i], i, need - left)
+          end
+          if left < 0 then
             o = o + 1
-            out[o] = when
+            out[o] = when(KEYS[at + 1 + i], i, 1 - left)
           end
         end
       end
@@ -289,6 +303,7 @@ while at < #KEYS do
           local ends = (p.x + ceil(l / limit[i])) * k
           call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l, p.x * k, sig[i], k), 'PX', ceil((ends - now) / 1000) + 1)
         elseif al == 'c' then
+          if p.old then p.x, p.y, p.z = now - now % w, 0, limit[i] - avail[i] end
           call('SET', key, fmt('%.0f:%.0f:%.0f:%s', p.x, p.y, p.z + n, sig[i]), 'PX', ceil((p.x + 2 * w - now) / 1000))
         elseif al == 'l' then
           if p.drop then
@@ -301,8 +316,7 @@ while at < #KEYS do
           call('ZADD', key, p.t, fmt('%.0f:%.0f', p.cum + n, n))
           call('PEXPIRE', key, ceil((p.t + w - now) / 1000))
         else
-          call('ZREMRANGEBYSCORE', key, '-inf', now)
-          call('ZREMRANGEBYSCORE', key, '(' .. p.hi, '+inf')
+          if p.drop then call('DEL', key) else call('ZREMRANGEBYSCORE', key, '-inf', now) end
           local ends, ids = now + w, p.ids
           local add = {}
           for u = 1, #ids do

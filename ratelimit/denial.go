@@ -197,10 +197,10 @@ func (d *denials) certify(key string, set *policySet, cost int64, r *Result, s *
 // Redis knows when that will be admitted.
 func (c *certificate) derive(cost int64) *certificate {
 	s := c.subject
-	r := run{cost: cost, calls: 1, before: c.totals, took: make([]int64, len(c.totals)), when: make([]int64, len(c.totals))}
+	r := run{cost: cost, calls: 1, before: c.totals, took: make([]int64, len(c.totals)), when: make([]int64, len(c.totals)), over: make([]int64, len(c.totals))}
 	for i := range s.set.policies {
 		p := &s.set.policies[i]
-		if p.listed() && cost <= p.cap && p.left(s.snaps[i], c.totals[i], s.now) < cost {
+		if left := p.left(s.snaps[i], c.totals[i], s.now); p.listed() && (left < 0 || cost <= p.cap && left < cost) {
 			return nil
 		}
 	}

@@ -178,6 +178,7 @@ func (l *local) decide(key string, set *policySet, cost int64, reserve *Reservat
 			if need := max(cost, 1); need <= p.cap {
 				r.when[i] = states[i].when(p, sub.snaps[i], r.took[i], need, now)
 			}
+			r.over[i] = states[i].when(p, sub.snaps[i], r.took[i], 1, now)
 		}
 	}
 	var ticket *localTicket
@@ -189,7 +190,7 @@ func (l *local) decide(key string, set *policySet, cost int64, reserve *Reservat
 		if n := r.took[i]; n > 0 {
 			st.take(&set.local.policies[i], sub.snaps[i], n, now, ticket)
 			if ticket != nil {
-				ticket.took[i] = localTaken{state: st, policy: &set.local.policies[i], n: n, x: sub.snaps[i].x, at: now}
+				ticket.took[i] = localTaken{state: st, policy: &set.local.policies[i], n: n, x: sub.snaps[i].x, at: sub.snaps[i].logTime(now)}
 			}
 		}
 	}
@@ -310,6 +311,12 @@ func floorMod(a, b int64) int64 { return a - floorDiv(a, b)*b }
 func (st *localState) when(p *compiled, v snap, took, need, now int64) int64 {
 	over := v.x + took + need - p.limit
 	for _, u := range st.units {
+		if p.algo == concurrency && took > 0 && u.at > now+p.win {
+			if over -= took; over <= 0 {
+				return now + p.win
+			}
+			took = 0
+		}
 		if over -= u.n; over <= 0 {
 			if p.algo == slidingLog {
 				return u.at + p.win
@@ -331,11 +338,11 @@ func (st *localState) take(p *compiled, v snap, n, now int64, ticket *localTicke
 		st.snap.z += n
 	case slidingLog:
 		if last := len(st.units) - 1; last+1 >= maxLocalUnits {
-			st.units[last].at = max(now, v.z)
+			st.units[last].at = v.logTime(now)
 			st.units[last].n += n
 			return
 		}
-		st.units = append(st.units, localUnits{at: max(now, v.z), n: n})
+		st.units = append(st.units, localUnits{at: v.logTime(now), n: n})
 	case concurrency:
 		u := localUnits{at: now + p.win, n: n, ticket: ticket}
 		i, _ := slices.BinarySearchFunc(st.units, u.at+1, func(a localUnits, at int64) int { return int(max(-1, min(1, a.at-at))) })
@@ -380,7 +387,7 @@ func (t *localTicket) settle(n int64) {
 				st.snap.y = max(0, st.snap.y-back)
 			}
 		case tokenBucket:
-			drained := (micros(time.Since(base)) - k.at) / k.policy.tickUS * k.policy.limit
+			drained := max(0, micros(time.Since(base))-k.at) / k.policy.tickUS * k.policy.limit
 			st.snap.y = max(0, st.snap.y-max(0, back*k.policy.wt-drained))
 		case slidingLog:
 			for j := len(st.units) - 1; j >= 0 && back > 0 && st.units[j].at >= k.at; j-- {

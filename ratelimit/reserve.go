@@ -109,6 +109,11 @@ func (r *Reservation) giveBack(ctx context.Context, n int64) error {
 	if n == 0 && !set.leased {
 		return nil
 	}
+	return r.l.refund(ctx, r.key, set, r.refundArgs(n))
+}
+
+func (r *Reservation) refundArgs(n int64) []any {
+	set := r.subject.set
 	args := make([]any, 0, 1+9*len(set.policies))
 	args = append(args, len(set.policies))
 	for i := range set.policies {
@@ -117,7 +122,7 @@ func (r *Reservation) giveBack(ctx context.Context, n int64) error {
 		units, mark2 := min(n, r.took[i]), int64(0)
 		switch p.algo {
 		case slidingLog:
-			mark = max(s.z, r.subject.now)
+			mark = s.logTime(r.subject.now)
 		case tokenBucket:
 			mark, mark2 = s.y+r.totals[i]*p.wt, s.x
 		case concurrency:
@@ -127,7 +132,7 @@ func (r *Reservation) giveBack(ctx context.Context, n int64) error {
 		}
 		args = append(append(args, p.args[:]...), units, mark, mark2)
 	}
-	return r.l.refund(ctx, r.key, set, args)
+	return args
 }
 
 func (l *Limiter) refund(ctx context.Context, key string, set *policySet, args []any) error {
@@ -193,19 +198,25 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if n < 1 {
 		return errors.New("ratelimit: a refund must be of 1 unit or more")
 	}
+	return l.refund(context.WithoutCancel(ctx), key, l.set, l.refundArgs(min(n, maxUnits)))
+}
+
+func (l *Limiter) refundArgs(n int64) []any {
 	set := l.set
-	n = min(n, set.most)
 	args := make([]any, 0, 1+9*len(set.policies))
 	args = append(args, len(set.policies))
 	for i := range set.policies {
 		p := &set.policies[i]
-		units := min(n, p.cap)
-		if p.algo == concurrency {
+		units := n
+		switch p.algo {
+		case tokenBucket:
+			units = min(n, maxExact/2/p.wt)
+		case concurrency:
 			units = 0
 		}
 		args = append(append(args, p.args[:]...), units, "", 0)
 	}
-	return l.refund(context.WithoutCancel(ctx), key, set, args)
+	return args
 }
 
 // stateKeys returns the state keys of key's policies.

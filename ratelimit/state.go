@@ -11,7 +11,42 @@ import "time"
 //	sliding window  x start of the window, y units of the window before, z units of this one
 //	sliding log     x units used, y time of the oldest live entry, z of the newest
 //	concurrency     x units held, y end of the lease that ends first, z of the last
-type snap struct{ x, y, z int64 }
+//
+// w is the window of a sliding window's counters, if it is not the policy's: it
+// counts on until units are taken.
+type snap struct{ x, y, z, w int64 }
+
+// counters is a sliding window in ticks of k microseconds, wt to the window.
+type counters struct{ x, y, z, w, wt, k int64 }
+
+// counters returns the state of a sliding window after total units were taken at
+// now.
+func (c *compiled) counters(s snap, total, now int64) counters {
+	n := counters{x: s.x, y: s.y, z: s.z, w: c.win, k: c.tickUS}
+	if s.w != 0 {
+		if total == 0 {
+			n.w = s.w
+		} else {
+			n = counters{x: now - floorMod(now, c.win), z: c.limit - c.left(s, 0, now), w: c.win, k: c.tickUS}
+		}
+	}
+	n.z += total
+	n.coarsen(max(c.limit, n.y, n.z-total))
+	return n
+}
+
+// coarsen raises the tick until units·window is exact, which it is by itself
+// unless large limits were lowered.
+func (n *counters) coarsen(units int64) {
+	for units*(n.w/n.k) > maxExact/2+1 {
+		n.k *= 10
+	}
+	n.wt = n.w / n.k
+}
+
+// logTime returns the time at which a sliding log enters units taken at now: no
+// two entries have the same.
+func (s snap) logTime(now int64) int64 { return max(now, s.z+1) }
 
 // left returns how many units the policy admits after total units were taken on
 // top of s. It is negative if a limit was lowered below what is used.
@@ -22,8 +57,9 @@ func (c *compiled) left(s snap, total, now int64) int64 {
 	case tokenBucket:
 		return floorDiv(c.burst*c.wt-s.y, c.wt) - total
 	case slidingWindow:
-		e := max(0, now-s.x) / c.tickUS
-		return floorDiv((c.limit-s.z)*c.wt-s.y*(c.wt-e), c.wt) - total
+		n := c.counters(s, 0, now)
+		e := min(max(0, now-n.x)/n.k, n.wt)
+		return floorDiv((c.limit-n.z)*n.wt-n.y*(n.wt-e), n.wt) - total
 	default:
 		return c.limit - s.x - total
 	}
@@ -35,36 +71,44 @@ func (c *compiled) listed() bool { return c.algo == slidingLog || c.algo == conc
 
 // when returns the time at which need units fit that don't now, for policies
 // that are not listed. need is at most c.cap.
-func (c *compiled) when(s snap, total, need int64) int64 {
+func (c *compiled) when(s snap, total, need, now int64) int64 {
 	switch c.algo {
 	case tokenBucket:
 		over := s.y + (total+need-c.burst)*c.wt
 		return (s.x + ceilDiv(over, c.limit)) * c.tickUS
 	case slidingWindow:
-		cur := s.z + total
-		if spare := c.limit - cur - need; spare >= 0 {
-			return s.x + (c.wt-spare*c.wt/s.y)*c.tickUS
+		n := c.counters(s, total, now)
+		if spare := c.limit - n.z - need; spare >= 0 {
+			return n.x + (n.wt-spare*n.wt/n.y)*n.k
 		}
-		e := max(0, c.wt-(c.limit-need)*c.wt/cur)
-		return s.x + (c.wt+e)*c.tickUS
+		n.k = c.tickUS
+		n.coarsen(max(c.limit, n.z)) // what is in the next window
+		e := max(0, n.wt-(c.limit-need)*n.wt/n.z)
+		return n.x + n.w + e*n.k
 	default:
 		return s.x + c.win
 	}
 }
 
-// next returns the time at which more units fit than now, 0 if none are used.
-func (c *compiled) next(s snap, total, left, now int64) int64 {
+// next returns the time at which more units fit than now, 0 if none are used. over
+// is the script's answer for listed policies that hold more than their limit.
+func (c *compiled) next(s snap, total, left, now, over int64) int64 {
+	if left < 0 && c.listed() {
+		return over
+	}
 	switch c.algo {
 	case slidingLog:
 		switch {
 		case s.x > 0:
 			return s.y + c.win
 		case total > 0:
-			return max(s.z, now) + c.win
+			return s.logTime(now) + c.win
 		}
 		return 0
 	case concurrency:
 		switch {
+		case s.x > 0 && total > 0:
+			return min(s.y, now+c.win)
 		case s.x > 0:
 			return s.y
 		case total > 0:
@@ -75,7 +119,7 @@ func (c *compiled) next(s snap, total, left, now int64) int64 {
 	if left >= c.cap {
 		return 0
 	}
-	return c.when(s, total, max(left, 0)+1)
+	return c.when(s, total, max(left, 0)+1, now)
 }
 
 // reset returns the time at which nothing is used, 0 if nothing is.
@@ -90,16 +134,16 @@ func (c *compiled) reset(s snap, total, now int64) int64 {
 			return (s.x + ceilDiv(l, c.limit)) * c.tickUS
 		}
 	case slidingWindow:
-		switch {
-		case s.z+total > 0:
-			return s.x + 2*c.win
-		case s.y > 0:
-			return s.x + c.win
+		switch n := c.counters(s, total, now); {
+		case n.z > 0:
+			return n.x + 2*n.w
+		case n.y > 0:
+			return n.x + n.w
 		}
 	case slidingLog:
 		switch {
 		case total > 0:
-			return max(s.z, now) + c.win
+			return s.logTime(now) + c.win
 		case s.x > 0:
 			return s.z + c.win
 		}
@@ -116,13 +160,14 @@ func (c *compiled) reset(s snap, total, now int64) int64 {
 
 // result describes the policy to a call that needed need units, after total
 // units were taken. admitted is what this policy by itself said; when is the
-// script's answer for listed policies that denied.
-func (c *compiled) result(s snap, total, need, now, when int64, admitted bool) PolicyResult {
+// script's answer for listed policies that denied, over that for those that hold
+// more than their limit.
+func (c *compiled) result(s snap, total, need, now, when, over int64, admitted bool) PolicyResult {
 	left := c.left(s, total, now)
 	r := PolicyResult{
 		Name: c.name, Allowed: admitted, Shadow: c.shadow,
 		Limit: c.cap, Remaining: max(left, 0), Window: c.Window(),
-		NextAfter:  after(c.next(s, total, left, now), now),
+		NextAfter:  after(c.next(s, total, left, now, over), now),
 		ResetAfter: after(c.reset(s, total, now), now),
 	}
 	switch {
@@ -132,7 +177,7 @@ func (c *compiled) result(s snap, total, need, now, when int64, admitted bool) P
 	case c.listed():
 		r.RetryAfter = after(when, now)
 	default:
-		r.RetryAfter = after(c.when(s, total, need), now)
+		r.RetryAfter = after(c.when(s, total, need, now), now)
 	}
 	return r
 }
