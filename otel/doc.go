@@ -1,0 +1,53 @@
+// Package redporchotel tells OpenTelemetry what redporch does: metrics of
+// sessions, limits and caches, spans of requests and of loaders. It is a module of
+// its own, so that programs without OpenTelemetry don't get its dependencies.
+//
+//	import redporchotel "github.com/redporch/redporch/otel"
+//
+//	t, err := redporchotel.New(redporchotel.Config{})
+//	sessions, err := session.New(rdb, session.Config{Hooks: t.SessionHooks()})
+//	limiter, err := ratelimit.New(rdb, ratelimit.Config{Hooks: t.RateLimitHooks("api")}, policy)
+//	users, err := cacheaside.New(rdb, "user", redporchotel.Load(t, "user", loadUser),
+//		cacheaside.Config{TTL: time.Minute, Hooks: t.CacheHooks("user")})
+//	err = t.RegisterSessions("web", sessions.Stats)
+//	err = t.RegisterCache("user", users.Stats)
+//	h := middleware.Chain(t.Middleware(), …)(mux)
+//
+// # Metrics
+//
+// Durations are in seconds. Every name begins with redporch. and every attribute
+// takes few values, all of them from the program: no key, token, address or id is
+// among them, nor the text of an error.
+//
+//	redporch.http.request.duration       histogram  http.route, http.response.status_code, outcome
+//	redporch.http.decisions              counter    policy, outcome
+//	redporch.session.commits             counter    outcome
+//	redporch.session.operation.duration  histogram  operation, outcome
+//	redporch.session.events              counter    event
+//	redporch.session.loads               counter    store, outcome
+//	redporch.ratelimit.decisions         counter    limiter, policy, outcome, source
+//	redporch.ratelimit.duration          histogram  limiter, source
+//	redporch.ratelimit.redis.available   gauge      limiter
+//	redporch.cache.requests              counter    cache, outcome
+//	redporch.cache.load.duration         histogram  cache, outcome
+//	redporch.cache.fills                 counter    cache, outcome
+//	redporch.cache.invalidations         counter    cache, outcome
+//	redporch.cache.errors                counter    cache, operation
+//	redporch.cache.l1.entries            gauge      cache
+//	redporch.cache.invalidations.queued  gauge      cache
+//
+// An exporter for Prometheus turns them into the names of redporch's own
+// collector, so the board in deploy/grafana shows either.
+//
+// # Spans
+//
+// [Telemetry.Middleware] uses the span that it finds in the request's context, such
+// as that of otelhttp, or starts one. Decisions of limiters and commits of sessions
+// become events of it, and what happens to sessions too. [Load] gives each call of a
+// loader a span. Commands to Redis are spans of redisotel, which instruments the
+// client that you pass in.
+//
+// # Failures and concurrency
+//
+// Nothing here fails a request. All methods are safe for concurrent use.
+package redporchotel
