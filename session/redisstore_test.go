@@ -30,7 +30,7 @@ type role string
 func init() {
 	gob.Register(&account{})
 	gob.Register(role(""))
-	gob.Register(map[string]string{})
+	gob.Register([2]string{})
 }
 
 // jsonSerializer is an app's own, with a sign of what it was given.
