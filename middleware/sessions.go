@@ -120,6 +120,7 @@ type holder struct {
 	committed bool            // the headers have gone, or are about to
 	abandoned bool            // the handler was given up and may still be running
 	gone      bool            // the session was destroyed or expired meanwhile
+	failed    bool            // it could not be saved; the answer says so, if it could
 	ended     bool            // the middleware has returned
 	cookies   http.Header     // what Regenerate and Destroy set
 	eager     chan loaded
@@ -246,6 +247,7 @@ func (h *holder) beforeHeaders(reach bool) answer {
 	if err == nil {
 		return nil
 	}
+	h.failed = true
 	return h.failure(err)
 }
 
@@ -258,7 +260,7 @@ func (h *holder) finish() {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	late := h.touched && !h.abandoned && !h.gone && !h.ended && (h.writer.sent || h.writer.begun)
+	late := h.touched && !h.abandoned && !h.gone && !h.failed && !h.ended && (h.writer.sent || h.writer.begun)
 	h.ended = true
 	if !late || instead != nil {
 		return
