@@ -52,7 +52,7 @@ func TestMetrics(t *testing.T) {
 		"redporch.ratelimit.decisions{limiter=web,outcome=denied,policy=api,source=redis}":                     1,
 		"redporch.ratelimit.duration{limiter=web,source=redis}":                                                5,
 		"redporch.ratelimit.redis.available{limiter=web}":                                                      1,
-		"redporch.cache.requests{cache=city,outcome=redis}":                                                       1,
+		"redporch.cache.requests{cache=city,outcome=redis}":                                                    1,
 		"redporch.cache.requests{cache=city,outcome=miss}":                                                     3,
 		"redporch.cache.load.duration{cache=city,outcome=ok}":                                                  1,
 		"redporch.cache.load.duration{cache=city,outcome=not-found}":                                           1,
