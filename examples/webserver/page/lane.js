@@ -1,6 +1,6 @@
 // A lane shows what one algorithm said in the last 30 seconds: a column of dots
 // for each half second, allowed ones filled, denied ones hollow.
-const SPAN = 30, STEP = 0.5, HEIGHT = 42, MOST = 10;
+const SPAN = 30, STEP = 0.5, HEIGHT = 44, MOST = 10;
 const SVG = "http://www.w3.org/2000/svg";
 
 export class Lane {
@@ -26,11 +26,15 @@ export class Lane {
       columns.get(c).push(e.allowed);
     }
     const dots = [];
-    const size = HEIGHT / MOST;
+    const size = HEIGHT / (MOST + 1);
     for (const [c, list] of columns) {
-      list.sort((a, b) => b - a); // allowed below
+      // Allowed below. A column that would be too tall stands for more.
+      const share = Math.min(1, MOST / list.length);
+      const allowed = Math.ceil(list.filter((a) => a).length * share);
+      const denied = Math.ceil(list.filter((a) => !a).length * share);
+      const column = Array(allowed).fill(true).concat(Array(denied).fill(false));
       const x = 300 - ((now - c * STEP) / SPAN) * 300;
-      list.slice(0, MOST).forEach((allowed, i) => {
+      column.forEach((allowed, i) => {
         const r = document.createElementNS(SVG, "rect");
         r.setAttribute("class", allowed ? "ok" : "bad");
         r.setAttribute("x", (x + 0.6).toFixed(1));

@@ -1,17 +1,18 @@
 // The card of the cached profile.
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-let freshUntil = 0, shown = null, mine = 0;
+const reads = document.querySelector("#reads ol");
+let freshUntil = 0, shown = null, mine = 0, asked = 0;
 
 const ms = (us) => (us < 1000 ? us + " µs" : (us / 1000).toPrecision(3) + " ms");
 
 async function load() {
+  const turn = ++asked;
   const answer = await fetch("/api/profile?id=1");
-  if (!answer.ok) {
-    note(await answer.text());
-    return;
-  }
-  shown = await answer.json();
+  const got = answer.ok ? await answer.json() : await answer.text();
+  if (turn !== asked) return; // a later read shows newer news
+  if (!answer.ok) return note(got);
+  shown = got;
   $("profile-name").textContent = shown.profile.name;
   $("profile-city").textContent = shown.profile.city;
   $("source").textContent = $("source").dataset.source = shown.source;
@@ -36,8 +37,8 @@ function remember({ source, elapsed_us }) {
   bar.setAttribute("height", 4);
   svg.append(bar);
   li.append(badge, time, svg);
-  $("reads").prepend(li);
-  while ($("reads").children.length > 5) $("reads").lastChild.remove();
+  reads.prepend(li);
+  while (reads.children.length > 5) reads.lastChild.remove();
 }
 
 function note(text) { $("profile-note").textContent = text; }
