@@ -55,6 +55,9 @@ type SessionsConfig struct {
 // http.TimeoutHandler while it still runs. Explicit calls ([Regenerate],
 // [Destroy], sessions.Session.Save) take effect at once and stay.
 //
+// session.Config.Label and Legacy are called while the session is locked, so they
+// must not ask for it.
+//
 // name is the cookie's name. Several Sessions with different names may be
 // nested. Sessions panics if store is nil or name is no valid cookie name.
 func Sessions(store *session.Store, name string, cfg SessionsConfig) Middleware {
