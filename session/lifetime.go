@@ -86,25 +86,23 @@ func (st *Store) standing(m meta, ttl time.Duration, at time.Time) (expired, tou
 	return false, want-ttl >= every || ttl > want+time.Second || ttl < 0
 }
 
-// maxTouching bounds the touches in flight. What is beyond waits for the
-// session's next load.
-const maxTouching = 256
-
-// touch prolongs a session in the background: the request that loaded it has
-// what it needs and does not wait.
+// touch prolongs a session in the background, once for requests that load it at
+// the same time.
 func (st *Store) touch(ctx context.Context, tok token, m meta) {
-	if st.touching.Add(1) > maxTouching {
-		st.touching.Add(-1)
+	if _, already := st.touching.LoadOrStore(tok.key, nil); already {
 		return
 	}
 	ctx = context.WithoutCancel(ctx)
-	st.work.Go(func() {
-		defer st.touching.Add(-1)
+	begun := st.background(func() {
+		defer st.touching.Delete(tok.key)
 		args := saveArgs{mode: modeTouch, idle: st.idleOf(m), absolute: st.cfg.AbsoluteTimeout, maxAge: m.maxAge}
 		if reply, err := st.runSave(ctx, "touch", tok.key, "", &args); err == nil && reply.status == replyDone {
 			st.n.touched.Add(1)
 		}
 	})
+	if !begun {
+		st.touching.Delete(tok.key)
+	}
 }
 
 // TTL returns how long s will live if it is not used, and how long at most. Both

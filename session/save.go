@@ -112,7 +112,7 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		tell(st.cfg.Hooks.Regenerated, ctx, Event{Name: x.name, ID: tok.id, OldID: old.id, User: user})
 	}
 	if oldUser != "" && (oldUser != user || kind == saveAnew) {
-		st.leaveIndex(ctx, oldUser, old.id)
+		st.background(func() { st.leaveIndex(ctx, oldUser, old.id) })
 	}
 	return cookie && st.sendCookie(w, x, opts), nil
 }

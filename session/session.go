@@ -26,8 +26,8 @@ type Store struct {
 	changing sync.Mutex // held while settings are replaced
 
 	n        counters
-	touching atomic.Int64   // touches in flight
-	work     sync.WaitGroup // goroutines of touches
+	behind   atomic.Int64 // goroutines that finish something after a call returned
+	touching sync.Map     // keys of the sessions whose touches are in flight
 }
 
 var _ sessions.Store = (*Store)(nil)
@@ -189,11 +189,32 @@ func (st *Store) deletes(o sessions.Options) bool {
 	return o.MaxAge < 0 || o.MaxAge == 0 && st.cfg.ZeroMaxAge == DeleteSession
 }
 
-// Close waits until touches that are in flight have ended. It does not close the
-// client, which is the caller's. The store stays usable.
+// Close waits until touches that are in flight have ended, which takes no longer
+// than Config.Timeout. It does not close the client, which is the caller's. The
+// store stays usable. The error is always nil.
 func (st *Store) Close() error {
-	st.work.Wait()
+	for st.behind.Load() > 0 {
+		time.Sleep(time.Millisecond)
+	}
 	return nil
+}
+
+// maxBehind bounds the goroutines of background. What is beyond is left to a later
+// request: nothing that is done there has to be.
+const maxBehind = 256
+
+// background runs f after the call that wants it has returned: the request has
+// what it needs and does not wait. It reports whether f will run.
+func (st *Store) background(f func()) bool {
+	if st.behind.Add(1) > maxBehind {
+		st.behind.Add(-1)
+		return false
+	}
+	go func() {
+		defer st.behind.Add(-1)
+		f()
+	}()
+	return true
 }
 
 // writeContext is for writes: a client that disconnects must not keep its logout
