@@ -126,7 +126,7 @@ func (cfg *AccessLogConfig) log(v *visit, t *writer, r *http.Request, took time.
 func (h *holder) publicID() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.s == nil || !h.touched {
+	if h.s == nil || !h.touched || h.abandoned {
 		return ""
 	}
 	return session.ID(h.s)

@@ -62,9 +62,10 @@ type RateLimitConfig struct {
 	// body. See [Decisions] for why.
 	Denied http.Handler
 
-	// Error, when set, answers when the limiter returned an error, which is not
-	// that Redis is down (the limiter's own failure policy decides then) but a
-	// mistake, such as a negative cost. Nil means 500.
+	// Error, when set, answers when the limiter returned an error: a mistake, such
+	// as a negative cost, or a client that has gone. Redis being down is none, the
+	// limiter's own failure policy decides then. Nil means 500, or 499 for a client
+	// that has gone.
 	Error func(w http.ResponseWriter, r *http.Request, err error)
 
 	// Logger gets warnings and errors. Nil means slog.Default().
@@ -155,6 +156,7 @@ func Decisions(r *http.Request) []Decision {
 //	     rounded up, unless the request costs more than can ever be admitted
 //	503  Redis is down and the failure policy is to deny
 //	500  the limiter was used wrongly
+//	499  the client has gone meanwhile
 //
 // all with Cache-Control: no-store and a problem document (RFC 9457), or plain
 // text for clients that accept text but no JSON. Admitted requests get the same
@@ -376,17 +378,27 @@ func (rl *rateLimiter) writeFields(h http.Header, d *Decision) {
 	rl.fields.write(h, quotas, tight, partition, res.At)
 }
 
+// statusClientClosed is what nginx logs for a client that went before it was
+// answered. Nobody sees it but the log.
+const statusClientClosed = 499
+
 // failed answers when the limiter was used wrongly, or the client has gone.
 func (rl *rateLimiter) failed(w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() == nil {
+	gone := r.Context().Err()
+	if gone == nil {
 		loggerOr(rl.cfg.Logger).LogAttrs(r.Context(), slog.LevelError, "rate limiter failed", slog.String("error", err.Error()))
 	}
-	if rl.cfg.Error != nil {
-		rl.cfg.Error(w, r, err)
-		return
-	}
 	w.Header().Set("Cache-Control", "no-store")
-	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+	switch {
+	case rl.cfg.Error != nil:
+		rl.cfg.Error(w, r, err)
+	case errors.Is(gone, context.Canceled):
+		w.WriteHeader(statusClientClosed)
+	case gone != nil:
+		http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
+	default:
+		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+	}
 }
 
 var fallbackKey = ClientIP()

@@ -354,6 +354,7 @@ func TestRateLimitRedisDown(t *testing.T) {
 	}{
 		{ratelimit.FailOpen, []int{200, 200, 200}, ""},
 		{ratelimit.FailClosed, []int{503, 503, 503}, "#temporary-reduced-capacity"},
+		{ratelimit.Local, []int{200, 429, 429}, "#quota-exceeded"},
 	} {
 		l := newLimiter(t, dead, ratelimit.Config{OnUnavailable: c.policy, Timeout: ratelimit.DefaultTimeout}, ratelimit.FixedWindow("api", 4, time.Minute))
 		h := middleware.RateLimit(l, middleware.ClientIP(), middleware.RateLimitConfig{Logger: discard()})(ok)
@@ -376,6 +377,25 @@ func TestRateLimitRedisDown(t *testing.T) {
 		if last.Code == 503 && last.Header().Get("Retry-After") == "" {
 			t.Errorf("policy %d: 503 without Retry-After", c.policy)
 		}
+	}
+}
+
+// TestRateLimitClientGone: a client that hangs up while the limiter is asked is
+// no error of the program, and its handler does not run.
+func TestRateLimitClientGone(t *testing.T) {
+	_, rdb := redistest.Mini(t)
+	out, logger := newLogs()
+	l := newLimiter(t, rdb, ratelimit.Config{}, ratelimit.FixedWindow("api", 4, time.Minute))
+	h := middleware.RateLimit(l, middleware.ClientIP(), middleware.RateLimitConfig{Logger: logger})(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		t.Error("the handler ran")
+	}))
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	if w.Code != 499 || out.String() != "" {
+		t.Errorf("answer = %d, log %s; want 499 and nothing", w.Code, out)
 	}
 }
 

@@ -17,7 +17,8 @@ type RecoverConfig struct {
 	// concurrent use; a panic in it is dropped.
 	OnPanic func(r *http.Request, value any, stack []byte)
 
-	// Answer writes the response. Nil means a plain-text 500. It is not called
+	// Answer writes the response. Nil means a plain-text 500. The handler's cookies
+	// and what described its body are taken out of the headers. It is not called
 	// when the handler had already begun to answer: then the connection is
 	// aborted, so that the client does not take a torn response for a whole one.
 	Answer http.Handler
@@ -48,7 +49,7 @@ func Recover(cfg RecoverConfig) Middleware {
 				if t.sent {
 					panic(http.ErrAbortHandler)
 				}
-				clear(w.Header())
+				forError(w.Header())
 				cfg.Answer.ServeHTTP(t.out, r)
 			}()
 			next.ServeHTTP(t.out, r)

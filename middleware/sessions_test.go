@@ -344,6 +344,10 @@ func TestSessionCommitFails(t *testing.T) {
 				if err := http.NewResponseController(w).Flush(); !errors.Is(err, middleware.ErrReplaced) {
 					t.Errorf("flush of a replaced response = %v; want ErrReplaced", err)
 				}
+			case "hijack":
+				if _, _, err := http.NewResponseController(w).Hijack(); err == nil {
+					t.Error("the connection of a replaced response could be hijacked")
+				}
 			}
 		}
 		for _, how := range []string{"", "redirect", "write", "flush"} {
@@ -729,4 +733,21 @@ func TestSessionConcurrentRequests(t *testing.T) {
 			t.Errorf("values = %s; want 21", got)
 		}
 	})
+}
+
+// TestSessionHijackCommitFails: a connection is not handed over when the session
+// could not be saved; the client gets the error.
+func TestSessionHijackCommitFails(t *testing.T) {
+	type unregistered struct{ X int }
+	_, rdb := redistest.Mini(t)
+	s := newSite(t, "HTTP/1.1", withSession(newStore(t, rdb), middleware.SessionsConfig{}, func(w http.ResponseWriter, r *http.Request) {
+		middleware.Session(r).Values["k"] = unregistered{1}
+		if _, _, err := http.NewResponseController(w).Hijack(); !errors.Is(err, middleware.ErrReplaced) {
+			t.Errorf("Hijack = %v; want ErrReplaced", err)
+		}
+	}))
+	s.get(t, "/set?k=v")
+	if res := s.get(t, "/do"); res.StatusCode != 500 {
+		t.Errorf("response = %d; want 500", res.StatusCode)
+	}
 }

@@ -46,9 +46,9 @@ func newWriter(w http.ResponseWriter) *writer {
 	t.out = httpsnoop.Wrap(w, httpsnoop.Hooks{
 		WriteHeader: func(next httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc {
 			return func(code int) {
-				if code >= 100 && code <= 199 && code != http.StatusSwitchingProtocols {
+				if code < 200 && code != http.StatusSwitchingProtocols || code > 999 {
 					if !t.replaced {
-						next(code)
+						next(code) // informational, or so wrong that net/http panics
 					}
 					return
 				}
@@ -156,12 +156,7 @@ func (t *writer) runHooks(headers bool) {
 
 // replace answers with h instead of what the handler was about to send.
 func (t *writer) replace(h answer) {
-	header := t.under.Header()
-	for _, name := range []string{"Content-Length", "Content-Encoding", "Content-Type", "Content-Disposition",
-		"Content-Range", "Accept-Ranges", "Etag", "Last-Modified", "Location", "Set-Cookie", "Trailer"} {
-		header.Del(name)
-	}
-	header.Set("Cache-Control", "no-store")
+	forError(t.under.Header())
 	t.sent = true
 	t.replaced = true
 	c := &counter{ResponseWriter: t.under}
@@ -170,6 +165,16 @@ func (t *writer) replace(h answer) {
 	if t.status == 0 {
 		t.status = http.StatusOK
 	}
+}
+
+// forError takes out of h what described the response that an error answer
+// replaces, and its cookies. What others have set, such as a request id, stays.
+func forError(h http.Header) {
+	for _, name := range []string{"Content-Length", "Content-Encoding", "Content-Type", "Content-Disposition",
+		"Content-Range", "Accept-Ranges", "Etag", "Last-Modified", "Location", "Set-Cookie", "Trailer"} {
+		delete(h, name)
+	}
+	h["Cache-Control"] = []string{"no-store"}
 }
 
 // onBegin registers a hook. It reports false when it is too late for one.

@@ -3,6 +3,7 @@ package middleware_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -83,12 +84,12 @@ var matrix = []struct {
 		}), time.Minute, "").ServeHTTP(w, r)
 		return nil
 	}},
-	{"deadlines and full duplex", "", "", 200, "", func(w http.ResponseWriter, _ *http.Request) error {
+	{"deadlines", "", "", 200, "", func(w http.ResponseWriter, _ *http.Request) error {
 		rc := http.NewResponseController(w)
-		if err := rc.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
-			return err
-		}
-		return rc.SetWriteDeadline(time.Now().Add(time.Minute))
+		return errors.Join(rc.SetReadDeadline(time.Now().Add(time.Minute)), rc.SetWriteDeadline(time.Now().Add(time.Minute)))
+	}},
+	{"full duplex", "HTTP/1.1", "", 200, "", func(w http.ResponseWriter, _ *http.Request) error {
+		return http.NewResponseController(w).EnableFullDuplex()
 	}},
 }
 
