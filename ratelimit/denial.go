@@ -111,12 +111,21 @@ func (b *bucket) add(c *certificate, epoch uint64, now time.Duration) {
 	}
 }
 
-// drop forgets what is known of key, also of denials that are under way. A
-// non-zero but spares the certificates of one set.
-func (b *bucket) drop(key string, but int64) {
+// drop forgets what is known of key, also of denials that are under way.
+func (b *bucket) drop(key string) {
 	b.epoch.Add(1)
 	for i := range b.slots {
-		if c := b.slots[i].Load(); c != nil && c.key == key && (but == 0 || c.set != but) {
+		if c := b.slots[i].Load(); c != nil && c.key == key {
+			b.slots[i].CompareAndSwap(c, nil)
+		}
+	}
+}
+
+// outdate forgets denials of key under one set that say that something else
+// remains than Redis just said.
+func (b *bucket) outdate(key string, set, remaining int64) {
+	for i := range b.slots {
+		if c := b.slots[i].Load(); c != nil && c.key == key && c.set == set && c.result.Remaining != remaining {
 			b.slots[i].CompareAndSwap(c, nil)
 		}
 	}

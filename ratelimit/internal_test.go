@@ -65,7 +65,7 @@ func TestStaleDenialIsNotKept(t *testing.T) {
 	d := newDenials(64, -1)
 	b := d.bucket("k")
 	epoch := b.epoch.Load()
-	b.drop("k", 0)
+	b.drop("k")
 	b.add(&certificate{key: "k", set: 1, cost: 1, until: time.Hour}, epoch, 0)
 	if b.find("k", 1, 1, 0) != nil {
 		t.Error("a denial from before the drop was kept")

@@ -257,17 +257,19 @@ func (l *Limiter) proven(b *bucket, key string, cost int64) (Result, bool) {
 
 // learn keeps what a decision of Redis proves.
 func (l *Limiter) learn(b *bucket, epoch uint64, key string, cost int64, res *Result, s *subject, r *run, n int64, sent time.Duration) {
-	if res.Allowed || cost == 0 && !res.Banned {
-		if res.Granted > 0 && l.sets.Load() > 1 {
-			// Under other windows the same units may end sooner.
-			b.drop(key, l.set.id)
-		}
+	switch {
+	case res.Granted > 0:
+		// Less remains than an earlier denial says, and under the windows of other
+		// policies with the same state units may end sooner.
+		b.drop(key)
 		return
-	}
-	if cost < 0 {
+	case res.Allowed || cost == 0 && !res.Banned:
+		return
+	case cost < 0:
 		cost = 1
 	}
 	now := time.Since(base)
+	b.outdate(key, l.set.id, res.Remaining)
 	if c := l.denied.certify(key, l.set, cost, res, s, r.totals(n), sent, now); c != nil {
 		b.add(c, epoch, now)
 	}
@@ -277,7 +279,7 @@ func (l *Limiter) learn(b *bucket, epoch uint64, key string, cost int64, res *Re
 // limits.
 func (c *core) forget(key string) {
 	if c.denied != nil {
-		c.denied.bucket(key).drop(key, 0)
+		c.denied.bucket(key).drop(key)
 	}
 	c.local.clear(key)
 }

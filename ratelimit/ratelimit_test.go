@@ -1,6 +1,7 @@
 package ratelimit_test
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -10,7 +11,13 @@ import (
 	"github.com/redporch/redporch/ratelimit"
 )
 
-func TestMain(m *testing.M) { redistest.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		child()
+		os.Exit(0)
+	}
+	redistest.Main(m)
+}
 
 func newLimiter(t testing.TB, rdb redis.UniversalClient, cfg ratelimit.Config, policies ...ratelimit.Policy) *ratelimit.Limiter {
 	t.Helper()
