@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -298,6 +299,32 @@ func TestRun(t *testing.T) {
 		if err := run(context.Background(), bad, io.Discard, io.Discard); err == nil {
 			t.Errorf("run(%q) succeeded", bad)
 		}
+	}
+}
+
+// TestGrowth measures a little growth: 1,000 of each, and a cluster.
+func TestGrowth(t *testing.T) {
+	start(t) // skips where there is no redis-server
+	was := growthPlan
+	defer func() { growthPlan = was }()
+	growthPlan = plan{slices: 1, warm: 2 * time.Millisecond, length: 5 * time.Millisecond}
+	var out bytes.Buffer
+	if err := measureGrowth(context.Background(), 1000, &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for line := range strings.Lines(out.String()) {
+		if cells := strings.Split(line, "|"); len(cells) == 7 && !strings.Contains(line, "ns") && !strings.Contains(line, "--") {
+			rows++
+			for _, cell := range cells[2:6] {
+				if f, err := strconv.ParseFloat(strings.ReplaceAll(strings.TrimSpace(cell), ",", ""), 64); err != nil || f <= 0 {
+					t.Errorf("%q is no figure in: %s", cell, line)
+				}
+			}
+		}
+	}
+	if rows != 9 { // sessions, keys, logs of 10 to 1,000, values, three ops on a cluster
+		t.Errorf("%d rows; want 9:\n%s", rows, out.String())
 	}
 }
 

@@ -5,6 +5,7 @@
 //	go run . -o plots        # everything, with plots; some minutes
 //	go run . -op limit-keys -subject redporch,redis_rate -callers 64
 //	go run . -json           # one object a line
+//	go run . -growth 1000000 # how figures and memory change as state grows
 //
 // It starts a redis-server of its own on a free port of 127.0.0.1 and stops it.
 // The subjects of an op take turns in short slices, and figures are medians of
@@ -39,6 +40,7 @@ type options struct {
 	slices        int
 	slice         time.Duration
 	cpuprofile    string
+	growth        int
 }
 
 func main() {
@@ -67,6 +69,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	fs.IntVar(&o.slices, "slices", 0, "slices for each subject (0: as many as the run allows)")
 	fs.DurationVar(&o.slice, "slice", 0, "counted time of a slice (0: as the run allows)")
 	fs.StringVar(&o.cpuprofile, "cpuprofile", "", "write a CPU profile of this process to this file")
+	fs.IntVar(&o.growth, "growth", 0, "measure growth instead, up to so many sessions, keys and values (such as 1000000); some minutes")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -83,6 +86,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			return err
 		}
 		defer pprof.StopCPUProfile()
+	}
+	if o.growth > 0 {
+		return measureGrowth(ctx, o.growth, stdout, stderr)
 	}
 	selected, levels, p, err := o.choose()
 	if err != nil {

@@ -50,12 +50,10 @@ func startServer(extra ...string) (*server, error) {
 }
 
 func launch(path, dir string, extra []string) (*server, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	addr := l.Addr().(*net.TCPAddr)
-	l.Close()
 	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -85,6 +83,23 @@ func launch(path, dir string, extra []string) (*server, error) {
 	s.cmd.Process.Kill()
 	<-s.gone
 	return nil, errors.New("redis-server does not answer: " + s.logTail())
+}
+
+// freePort finds a free port of 127.0.0.1 below 55,000, since a cluster node's
+// bus listens 10,000 above.
+func freePort() (*net.TCPAddr, error) {
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		addr := l.Addr().(*net.TCPAddr)
+		l.Close()
+		if addr.Port < 55_000 {
+			return addr, nil
+		}
+	}
+	return nil, errors.New("no free port below 55000")
 }
 
 func (s *server) logTail() string {
