@@ -12,10 +12,15 @@ import (
 	"github.com/redporch/redporch/internal/roundtrip"
 )
 
-//go:embed decide.lua
-var decideSource string
+var (
+	//go:embed decide.lua
+	decideSource string
+	//go:embed one.lua
+	oneSource string
 
-var decideScript = roundtrip.NewScript(decideSource)
+	decideScript = roundtrip.NewScript(decideSource)
+	oneScript    = roundtrip.NewScript(oneSource)
+)
 
 // maxSubjects bounds the subjects of one script run, so that Redis serves others
 // in between.
@@ -131,15 +136,26 @@ func (c *core) group(f *flight) {
 func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
 	set := part[0].set
 	keys := make([]string, 0, len(part)*(1+len(set.policies)))
-	args := make([]any, 0, 3+6*len(set.policies)+4*len(part))
-	args = append(args, set.header...)
-	uniform := true
+	single, uniform := true, true // one call a subject, one cost for all
 	for _, s := range part {
-		if len(s.runs) > 1 || s.runs[0].calls > 1 || s.runs[0].cost != part[0].runs[0].cost {
-			uniform = false
-			break
-		}
+		r := &s.runs[0]
+		single = single && r.calls == 1
+		uniform = uniform && len(s.runs) == 1 && r.cost == part[0].runs[0].cost
 	}
+	if uniform && set.simple && (single || part[0].runs[0].cost > 0) {
+		args := make([]any, 0, 6+len(part))
+		args = append(append(args, set.policies[0].args[:5]...), part[0].runs[0].cost)
+		for _, s := range part {
+			keys = append(keys, s.base, s.base+set.policies[0].suffix)
+			if !single {
+				args = append(args, s.runs[0].calls)
+			}
+		}
+		return oneScript.Cmd(context.Background(), keys, args...).Once()
+	}
+	uniform = uniform && single
+	args := make([]any, 0, 4+6*len(set.policies)+4*len(part))
+	args = append(args, set.header...)
 	if uniform {
 		args[uniformAt] = part[0].runs[0].cost
 	}

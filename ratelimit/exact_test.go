@@ -252,6 +252,21 @@ func (x *exact) flight() {
 		largest = max(largest, p.Limit())
 	}
 	unit := max(1, largest/8)
+	if x.rng.IntN(3) == 0 {
+		// One cost for all, as the shorter script takes it.
+		cost := []int64{1, 1, 2, unit, -unit, 0}[x.rng.IntN(6)]
+		for _, i := range x.rng.Perm(len(x.keys))[:1+x.rng.IntN(len(x.keys))] {
+			for range 1 + x.rng.IntN(8)*x.rng.IntN(2) {
+				cl := call{set: x.l.set, base: x.keys[i], cost: max(min(cost, x.l.set.most+1), -x.l.set.most)}
+				if x.l.set.leased {
+					cl.lease = newLease()
+				}
+				f.calls = append(f.calls, cl)
+			}
+		}
+		x.send(f)
+		return
+	}
 	for range 1 + x.rng.IntN(28) {
 		cl := call{set: x.l.set, base: x.keys[x.rng.IntN(len(x.keys))]}
 		switch x.rng.IntN(12) {
@@ -277,7 +292,11 @@ func (x *exact) flight() {
 			}
 		}
 	}
-	x.l.send(context.Background(), f)
+	x.send(f)
+}
+
+func (x *exact) send(f *flight) {
+	x.l.core.send(context.Background(), f)
 	// The models hear of the calls in the order in which the script took them: by
 	// subject. Between subjects there is no order.
 	for _, ms := range x.models {

@@ -42,6 +42,7 @@ type policySet struct {
 	most     int64 // cost above which no policy ever admits
 	phased   bool
 	leased   bool
+	simple   bool // one policy that one.lua knows
 	// local holds those policies that are decided in process while Redis is
 	// unavailable, nil if there are none.
 	local *policySet
@@ -141,6 +142,9 @@ func (c *core) newSet(policies []Policy) *policySet {
 	s.header = append(s.header, len(policies), flag[s.phased], flag[s.leased], "")
 	for i := range s.policies {
 		s.header = append(s.header, s.policies[i].args[:]...)
+	}
+	if p := &s.policies[0]; len(s.policies) == 1 && !p.shadow && !s.phased && !p.listed() {
+		s.simple = true
 	}
 	if inProcess != nil {
 		s.local = &policySet{policies: inProcess}

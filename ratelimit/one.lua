@@ -1,0 +1,139 @@
+-- one.lua: decide.lua for the common case, in less time: one counting policy, calls of one cost.
+--
+-- KEYS     for each subject: its ban (string), then its state, as in decide.lua
+-- KEYS[n]  string  ban, fixed window, token bucket or sliding window
+-- ARGV[1]  string  algorithm: f, b or c
+-- ARGV[2]  int     limit; ARGV[3] window in microseconds; ARGV[4] extra; ARGV[5] tick in microseconds
+-- ARGV[6]  int     the cost of each call, as in decide.lua
+-- ARGV[7…] int     per subject: calls; left out if all have one
+-- Returns  {now, per subject: minus the end of a ban, or the state before the calls}, as decide.lua
+-- Writes   the states that admitted something, as decide.lua
+-- Source   as decide.lua
+local call, floor, ceil, match, fmt = redis.call, math.floor, math.ceil, string.match, string.format
+local t = call('TIME')
+local now = t[1] * 1000000 + t[2]
+local al, limit, sig, k = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[5])
+local w, extra, cost = tonumber(sig), tonumber(ARGV[4]), tonumber(ARGV[6])
+local wt, nt = w / k, floor(now / k)
+local vals = call('MGET', unpack(KEYS))
+local out = { now }
+local o = 1
+for at = 1, #KEYS, 2 do
+  local v, x, y, z, old, keep = vals[at + 1], now, 0, 0, false, false
+  local ban, avail = vals[at] and tonumber(vals[at]) or 0, 0
+  if ban > now then
+    x = -ban
+  elseif al == 'f' then
+    if extra ~= -1 then x = now - (now - extra) % w end
+    if v then
+      local s, u, g = match(v, '^(%d+):(%d+):(%d+)$')
+      if s then
+        s, u = tonumber(s), tonumber(u)
+        if s > now then
+          if s - now <= w then x, y = s, u end
+        elseif extra == -1 then
+          if now - s < w then x, y = s, u end
+        elseif s >= x then
+          y = u
+        end
+        keep = y > 0 and g == sig
+      end
+    end
+    avail = limit - y
+  elseif al == 'b' then
+    local full = extra * wt
+    x = nt
+    if v then
+      local l, s, g, gk = match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
+      if l then
+        l, s = tonumber(l), floor(s / k)
+        if g ~= sig or tonumber(gk) ~= k then
+          l = ceil(l / (g / gk))
+          local most = floor(9007199254740991 / wt)
+          if l > most then l = most end
+          l = l * wt
+        end
+        local el = nt - s
+        if el < 0 then
+          if -el <= ceil(full / limit) then x, y = s, l end
+        elseif el < ceil(l / limit) then
+          y = l - el * limit
+        end
+        if y == 0 then x = nt end
+      end
+    end
+    avail = floor((full - y) / wt)
+  else
+    local tick, ww = k, w
+    x = now - now % ww
+    if v then
+      local s, pr, cu, g = match(v, '^(%d+):(%d+):(%d+):(%d+)$')
+      if s then
+        s, pr, cu = tonumber(s), tonumber(pr), tonumber(cu)
+        if g ~= sig then
+          ww = tonumber(g)
+          old = ww
+          x = now - now % ww
+        end
+        if s == x or s == x + ww then
+          x, y, z = s, pr, cu
+        elseif s == x - ww then
+          y = cu
+        end
+        local most = y > z and y or z
+        if limit > most then most = limit end
+        while most * floor(ww / tick) > 4503599627370496 do tick = tick * 10 end
+      end
+    end
+    local ticks, e = floor(ww / tick), floor((now - x) / tick)
+    if e < 0 then e = 0 elseif e > ticks then e = ticks end
+    avail = floor(((limit - z) * ticks - y * (ticks - e)) / ticks)
+    if old and y + z == 0 then
+      old = false
+      x = now - now % w
+    end
+  end
+  o = o + 1
+  out[o] = x
+  if x > 0 then
+    o = o + 1
+    out[o] = y
+    if al == 'c' then
+      o = o + 1
+      if old then
+        out[o] = -1 - z
+        o = o + 1
+        out[o] = old
+      else
+        out[o] = z
+      end
+    end
+    local n = 0
+    if avail > 0 then
+      if cost > 0 then
+        n = floor(avail / cost)
+        local calls = tonumber(ARGV[6 + (at + 1) / 2] or 1)
+        if n > calls then n = calls end
+        n = n * cost
+      else
+        n = -cost
+        if n > avail then n = avail end
+      end
+    end
+    if n > 0 then
+      local key = KEYS[at + 1]
+      if keep then
+        call('SET', key, fmt('%.0f:%.0f:%s', x, y + n, sig), 'KEEPTTL')
+      elseif al == 'f' then
+        call('SET', key, fmt('%.0f:%.0f:%s', x, y + n, sig), 'PX', ceil((x + w - now) / 1000))
+      elseif al == 'b' then
+        local l = y + n * wt
+        call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l, x * k, sig, k), 'PX', ceil(((x + ceil(l / limit)) * k - now) / 1000) + 1)
+      else
+        if old then x, y, z = now - now % w, 0, limit - avail end
+        call('SET', key, fmt('%.0f:%.0f:%.0f:%s', x, y, z + n, sig), 'PX', ceil((x + 2 * w - now) / 1000))
+      end
+    end
+  end
+end
+return out
