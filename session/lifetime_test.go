@@ -246,3 +246,34 @@ func TestLoginRestartsAbsoluteLifetime(t *testing.T) {
 		check("the same user again", true, 7*time.Hour)
 	})
 }
+
+// A save prolongs a session no further than its absolute end, and not at all
+// beyond it.
+func TestSaveStopsAtAbsoluteEnd(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{IdleTimeout: 10 * time.Minute, AbsoluteTimeout: 15 * time.Minute})
+		b := newBrowser()
+		b.edit(t, st, set("x", 1))
+		k := rdb.Keys(t.Context(), session.DefaultPrefix+"*").Val()[0]
+		aged := func(minutes int) {
+			created := time.Now().Add(-time.Duration(minutes) * time.Minute).UnixMilli()
+			rdb.HSet(t.Context(), k, "m", strconv.FormatInt(created, 10)+",900000,600000,0,0")
+		}
+		aged(10)
+		b.edit(t, st, set("x", 2))
+		if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, 5*time.Minute) {
+			t.Errorf("TTL five minutes before the absolute end = %v; want 5m", got)
+		}
+		b.do(func(w http.ResponseWriter, r *http.Request) {
+			s, _ := st.Get(r, "s")
+			aged(20)
+			s.Values["x"] = 3
+			if err := s.Save(r, w); !errors.Is(err, session.ErrSessionGone) {
+				t.Errorf("Save after the absolute end = %v; want ErrSessionGone", err)
+			}
+			if n := rdb.Exists(t.Context(), k).Val(); n != 0 {
+				t.Error("the session is still there")
+			}
+		})
+	})
+}
