@@ -185,9 +185,7 @@ func (e *engine) exec(ctx context.Context, l *lane, cmds []redis.Cmder, caller c
 	if again := unknownScripts(cmds); again != nil {
 		e.process(ctx, again)
 	}
-	if e.cluster == nil {
-		e.retry(ctx, cmds)
-	}
+	e.retry(ctx, cmds)
 	var failure error
 	for _, cmd := range cmds {
 		if err := cmd.Err(); err != nil && err != redis.Nil && !isReply(err) {

@@ -19,10 +19,12 @@ const (
 // may have been executed and must not be twice is left alone. If time runs out,
 // the commands keep the error they had.
 //
-// A cluster client retries by itself, since it must follow redirects.
+// A cluster client retries by itself, since it must follow redirects, but not what
+// goes out at most once: there the server's refusal to execute it now, such as
+// TRYAGAIN while a slot moves, is a reason to send it again.
 func (e *engine) retry(ctx context.Context, cmds []redis.Cmder) {
 	for attempt := range maxRetries {
-		again := passing(cmds)
+		again := e.passing(cmds)
 		if again == nil {
 			return
 		}
@@ -47,7 +49,7 @@ func (e *engine) retry(ctx context.Context, cmds []redis.Cmder) {
 }
 
 // passing returns the commands that are worth another try.
-func passing(cmds []redis.Cmder) (again []redis.Cmder) {
+func (e *engine) passing(cmds []redis.Cmder) (again []redis.Cmder) {
 	for _, cmd := range cmds {
 		err := cmd.Err()
 		if err == nil || err == redis.Nil {
@@ -56,6 +58,7 @@ func passing(cmds []redis.Cmder) (again []redis.Cmder) {
 		kind, maybe := classify(err)
 		switch {
 		case maybe && cmd.NoRetry():
+		case e.cluster != nil && !(cmd.NoRetry() && isReply(err)):
 		case kind != ErrUnavailable && kind != ErrTimeout && !redis.IsReadOnlyError(err):
 		case errors.Is(err, redis.ErrClosed), redis.HasErrorPrefix(err, "BUSY"), redis.HasErrorPrefix(err, "MISCONF"):
 		default:
