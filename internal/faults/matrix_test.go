@@ -207,7 +207,7 @@ var faults = []fault{
 		during: func(_ context.Context, t *testing.T, p *place) {
 			p.server.Restart() // returns when loading is over
 		},
-		lasts: 100 * time.Millisecond,
+		lasts: 900 * time.Millisecond,
 		want:  down.and(healthy), sees: "LOADING",
 	},
 	{

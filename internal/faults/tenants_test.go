@@ -47,7 +47,7 @@ var (
 	healthy = answers{
 		"session":    {"ok"},
 		"ratelimit":  {"redis"},
-		"cacheaside": {"cached", "loaded", "invalidated"},
+		"cacheaside": {"invalidated", "cached", "loaded"},
 		"middleware": {"session 200", "plain 200"},
 	}
 	down = answers{
