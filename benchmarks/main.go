@@ -189,6 +189,10 @@ func measureAll(ctx context.Context, selected []op, levels []int, p plan, progre
 	}
 	m = describe(st.version)
 	start := time.Now()
+	cells := 0 // subjects by levels that are still to be measured
+	for _, o := range selected {
+		cells += len(o.subjects) * len(levels)
+	}
 	var failures []error
 	for _, o := range selected {
 		if err := srv.admin.FlushAll(ctx).Err(); err != nil {
@@ -209,7 +213,14 @@ func measureAll(ctx context.Context, selected []op, levels []int, p plan, progre
 				break
 			}
 			fmt.Fprintf(progress, "%5.1fs  %s, %d callers, %d subjects\n", time.Since(start).Seconds(), o.name, callers, len(subjects))
-			rs, errs := h.measure(ctx, o.name, subjects, callers, p)
+			share := p
+			if p.total > 0 {
+				// A sixth is kept for setting up and counting.
+				left := max(p.total-time.Since(start), time.Millisecond)
+				share.total = left * time.Duration(len(subjects)) / time.Duration(cells) * 5 / 6
+			}
+			cells -= len(o.subjects)
+			rs, errs := h.measure(ctx, o.name, subjects, callers, share)
 			for _, err := range errs {
 				failures = append(failures, err)
 				fmt.Fprintln(progress, err)

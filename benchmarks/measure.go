@@ -15,11 +15,15 @@ type plan struct {
 	slices int           // for each subject
 	warm   time.Duration // at the start of each slice, not counted
 	length time.Duration // of the counted part
+	total  time.Duration // of the whole run; when it is short there are fewer slices. 0: no bound
 }
+
+// leastSlices are made however little time is left.
+const leastSlices = 3
 
 var (
 	fullPlan  = plan{slices: 11, warm: 15 * time.Millisecond, length: 85 * time.Millisecond}
-	quickPlan = plan{slices: 9, warm: 5 * time.Millisecond, length: 27 * time.Millisecond}
+	quickPlan = plan{slices: 9, warm: 5 * time.Millisecond, length: 27 * time.Millisecond, total: 38 * time.Second}
 )
 
 // result is one line of the output. Fields without a JSON name are for the table
@@ -63,6 +67,7 @@ func (h *harness) measure(ctx context.Context, opName string, subjects []*runnin
 		ops       []float64
 		failed    float64
 	}
+	start := time.Now()
 	states := make([]state, len(subjects))
 	fail := func(i int, err error) {
 		states[i].dead = true
@@ -84,6 +89,9 @@ func (h *harness) measure(ctx context.Context, opName string, subjects []*runnin
 		}
 	}
 	for round := range p.slices {
+		if p.total > 0 && round >= leastSlices && time.Since(start) > p.total {
+			break
+		}
 		for k := range subjects {
 			i := (k + round) % len(subjects) // nobody always follows the same neighbour
 			st := &states[i]
@@ -101,7 +109,7 @@ func (h *harness) measure(ctx context.Context, opName string, subjects []*runnin
 			st.ns = append(st.ns, float64(sl.elapsed.Nanoseconds())/float64(sl.ops))
 			st.ops = append(st.ops, float64(sl.ops))
 			st.latencies = append(st.latencies, sl.latencies...)
-			st.failed += float64(sl.failed) / float64(sl.ops+sl.failed) / float64(p.slices)
+			st.failed += float64(sl.failed) / float64(sl.ops+sl.failed)
 		}
 	}
 	for i, s := range subjects {
@@ -122,7 +130,7 @@ func (h *harness) measure(ctx context.Context, opName string, subjects []*runnin
 		r.NsPerOp = round(median(st.ns), 1)
 		slices.Sort(st.latencies)
 		r.P50, r.P99 = percentile(st.latencies, 0.5), percentile(st.latencies, 0.99)
-		r.FailedPct = 100 * st.failed
+		r.FailedPct = 100 * st.failed / float64(len(st.ns))
 		results = append(results, r)
 	}
 	return results, errs
