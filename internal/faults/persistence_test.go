@@ -1,0 +1,165 @@
+package faults_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/redistest"
+	"github.com/redporch/redporch/ratelimit"
+	"github.com/redporch/redporch/session"
+)
+
+// TestPersistence kills a server under load, starts it again, and counts what is
+// missing of what had been acknowledged.
+//
+// The kernel survives such a crash, so what the server has written to its file is
+// not lost whether or not it was synced. What a machine's crash costs was measured
+// elsewhere, see docs/faults.md.
+func TestPersistence(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		opts []redistest.Option
+		lost func(acked, lost int) error
+	}{
+		{"AOF, fsync always", []redistest.Option{redistest.AOF("always")}, nothing},
+		{"AOF, fsync every second", []redistest.Option{redistest.AOF("everysec")}, nothing},
+		{"RDB, a snapshot halfway", []redistest.Option{redistest.RDB("3600 1")}, some},
+		{"none", nil, everything},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := redistest.Start(t, c.opts...)
+			rdb := s.Client()
+			store, err := session.New(rdb, session.Config{Keys: [][]byte{secret}, Prefix: "faults:session:", IdleTimeout: time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			limiter, err := ratelimit.New(rdb, ratelimit.Config{Prefix: "faults:limit:", OnUnavailable: ratelimit.FailClosed},
+				ratelimit.FixedWindow("hour", 1e9, time.Hour))
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			// Short lives, to see that they go on while the server is down.
+			short, err := session.New(rdb, session.Config{Keys: [][]byte{secret}, Prefix: "faults:short:", IdleTimeout: time.Second, TouchEvery: 900 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			brief, err := signIn(short)
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+
+			var mu sync.Mutex
+			var cookies []*http.Cookie
+			charged := int64(0)
+			ctx, cancel := context.WithCancel(t.Context())
+			var all sync.WaitGroup
+			for range 4 {
+				all.Go(func() {
+					for ctx.Err() == nil {
+						cookie, err := signIn(store)
+						r, _ := limiter.Allow(context.Background(), "key")
+						mu.Lock()
+						if err == nil {
+							cookies = append(cookies, cookie)
+						}
+						if r.Allowed {
+							charged++
+						}
+						mu.Unlock()
+						time.Sleep(500 * time.Microsecond)
+					}
+				})
+			}
+			time.Sleep(600 * time.Millisecond)
+			if len(c.opts) > 0 { // under AOF it makes no difference
+				if err := rdb.BgSave(ctx).Err(); err != nil {
+					t.Error(err)
+				}
+			}
+			time.Sleep(600 * time.Millisecond)
+			s.Kill()
+			time.Sleep(50 * time.Millisecond) // the load goes on against a dead server
+			cancel()
+			all.Wait()
+			s.Restart()
+			waitForIt(t, rdb)
+
+			lost := 0
+			for _, cookie := range cookies {
+				_, got, err := load(store, cookie)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got.IsNew {
+					lost++
+				} else if idle, _ := store.TTL(got); idle > time.Hour || idle < 55*time.Minute {
+					t.Errorf("a session that was idle for seconds of its hour has %v left", idle)
+				}
+			}
+			r, err := limiter.Peek(t.Context(), "key")
+			if err != nil || r.Err != nil {
+				t.Fatal(err, r.Err)
+			}
+			used := r.Limit - r.Remaining
+			t.Logf("| %s | %d | %d | %d | %d |", c.name, len(cookies), lost, charged, max(charged-used, 0))
+			if len(cookies) < 100 {
+				t.Errorf("only %d sessions were made; that proves little", len(cookies))
+			}
+			if err := c.lost(len(cookies), lost); err != nil {
+				t.Errorf("sessions: %v", err)
+			}
+			if err := c.lost(int(charged), int(charged-used)); err != nil && !(lost == 0 && used >= charged) {
+				t.Errorf("units: %v", err)
+			}
+			if used > 0 && r.ResetAfter > time.Hour-time.Since(began)+time.Second {
+				t.Errorf("the window ends in %v; want an hour after it began, %v ago", r.ResetAfter, time.Since(began))
+			}
+			time.Sleep(time.Until(began.Add(1100 * time.Millisecond)))
+			if _, got, err := load(short, brief); err != nil || !got.IsNew {
+				t.Errorf("a session of a second is there (new %v, %v) after %v; want it expired though the server was down", got.IsNew, err, time.Since(began))
+			}
+		})
+	}
+}
+
+func nothing(_, lost int) error {
+	if lost > 0 {
+		return fmt.Errorf("%d are lost; want none", lost)
+	}
+	return nil
+}
+
+func some(acked, lost int) error {
+	if lost <= 0 || lost >= acked {
+		return fmt.Errorf("%d of %d are lost; want those since the last snapshot, and no more", lost, acked)
+	}
+	return nil
+}
+
+func everything(acked, lost int) error {
+	if lost != acked {
+		return fmt.Errorf("%d of %d are lost; want all", lost, acked)
+	}
+	return nil
+}
+
+// waitForIt waits until a server that came back is used again.
+func waitForIt(t *testing.T, rdb *redis.Client) {
+	t.Helper()
+	store, err := session.New(rdb, session.Config{Prefix: "faults:wait:"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := eventually(5*time.Second, func() error { _, err := signIn(store); return err }); err != nil {
+		t.Fatal(err)
+	}
+}
