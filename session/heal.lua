@@ -3,7 +3,7 @@
 -- An entry is made just before its session is bound, so young ones are kept.
 --
 -- KEYS[1]  zset    public ids of the user's sessions by the time they were entered
--- ARGV[1]  string  public ids to drop, any number
+-- ARGV[1…] string  public ids to drop, any number
 -- Returns  number of entries dropped
 -- Writes   KEYS[1]
 local index = KEYS[1]

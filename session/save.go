@@ -62,6 +62,10 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 	if err != nil {
 		return false, err
 	}
+	if kind == saveChanges && c.none() && x.bind == nil && opts == x.was {
+		st.n.unchanged.Add(1)
+		return x.resend && st.sendCookie(w, x, opts), nil
+	}
 	return st.update(ctx, w, r, s, x, opts, kind, c)
 }
 

@@ -13,7 +13,7 @@
 -- ARGV[5]  string  1: the absolute lifetime starts now; else ''
 -- ARGV[6]  int     number of fields to set, n
 -- ARGV[7]  int     number of fields that must still be as expected, e
--- ARGV[8]  string  n pairs of field and value, then e pairs of field and value
+-- ARGV[8…] string  n pairs of field and value, then e pairs of field and value
 --                  (a value of '' means absent), then fields to delete
 -- Returns  {status, created ms, absolute ms, ttl ms}; status 1 done, 0 gone,
 --          2 there already (mode a), 3 not as expected
