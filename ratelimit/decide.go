@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -34,6 +35,7 @@ type subject struct {
 	set    *policySet
 	base   string
 	runs   []run // in order of arrival
+	first  [1]run
 	leases []string
 
 	// The reply.
@@ -99,17 +101,23 @@ func fail(part []*subject, err error) {
 	}
 }
 
+// groups keeps the maps of flights past.
+var groups = sync.Pool{New: func() any { return make(map[subjectKey]*subject) }}
+
 // group sorts the calls of a flight by set and subject.
 func (c *core) group(f *flight) {
 	if len(f.calls) == 1 {
 		cl := &f.calls[0]
 		s := &subject{set: cl.set, base: cl.base}
+		s.runs = s.first[:0]
 		s.line(cl)
 		cl.subject = s
 		f.subject = []*subject{s}
 		return
 	}
-	found := make(map[subjectKey]*subject, len(f.calls))
+	found := groups.Get().(map[subjectKey]*subject)
+	subjects := make([]subject, 0, len(f.calls)) // never grown: others point into it
+	f.subject = make([]*subject, 0, len(f.calls))
 	mixed := false
 	for i := range f.calls {
 		cl := &f.calls[i]
@@ -119,7 +127,9 @@ func (c *core) group(f *flight) {
 		k := subjectKey{cl.set, cl.base}
 		s := found[k]
 		if s == nil {
-			s = &subject{set: cl.set, base: cl.base}
+			subjects = append(subjects, subject{set: cl.set, base: cl.base})
+			s = &subjects[len(subjects)-1]
+			s.runs = s.first[:0]
 			found[k] = s
 			f.subject = append(f.subject, s)
 			mixed = mixed || cl.set != f.subject[0].set
@@ -127,6 +137,8 @@ func (c *core) group(f *flight) {
 		cl.subject = s
 		s.line(cl)
 	}
+	clear(found)
+	groups.Put(found)
 	if mixed {
 		slices.SortStableFunc(f.subject, func(a, b *subject) int { return int(a.set.id) - int(b.set.id) })
 	}
@@ -208,7 +220,15 @@ func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
 		return errReply
 	}
 	r := reader{reply: reply}
-	now := r.next()
+	next := r.next
+	now := next()
+	np, runs := len(part[0].set.policies), 0
+	for _, s := range part {
+		runs += len(s.runs)
+	}
+	nums := make([]int64, np*(1+4*runs))
+	snaps := make([]snap, np*len(part))
+	left, nums := nums[:np], nums[np:]
 	for _, s := range part {
 		s.now = now
 		x := r.next()
@@ -216,7 +236,7 @@ func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
 			s.banned = -x
 			continue
 		}
-		s.snaps = make([]snap, len(s.set.policies))
+		s.snaps, snaps = snaps[:np:np], snaps[np:]
 		for i := range s.snaps {
 			if i > 0 {
 				x = r.next()
@@ -229,7 +249,8 @@ func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
 				}
 			}
 		}
-		s.replay(r.next)
+		s.replay(next, left, nums)
+		nums = nums[4*np*len(s.runs):]
 	}
 	if r.bad || len(r.reply) > 0 {
 		return errReply
@@ -258,13 +279,13 @@ func (r *reader) next() int64 {
 // replay repeats the script's decisions on the state it returned: the same
 // integers, so the same outcome. next returns the times at which listed policies
 // admit what they denied; nil if somebody else finds out.
-func (s *subject) replay(next func() int64) {
+//
+// left is room for a number per policy, nums for four per policy and run.
+func (s *subject) replay(next func() int64, left, nums []int64) {
 	np := len(s.set.policies)
-	left := make([]int64, np)
 	for i := range left {
 		left[i] = s.set.policies[i].left(s.snaps[i], 0, s.now)
 	}
-	nums := make([]int64, np*4*len(s.runs))
 	for i := range s.runs {
 		r := &s.runs[i]
 		r.before, r.took, r.when, r.over = nums[:np:np], nums[np:2*np:2*np], nums[2*np:3*np:3*np], nums[3*np:4*np:4*np]

@@ -363,7 +363,6 @@ func (x *exact) giveBack() {
 // change gives the limits other numbers.
 func (x *exact) change() {
 	x.forget()
-	x.persist() // a window that grows would find its units expired
 	for i, p := range x.policies {
 		scale := func(n int64) int64 { return max(1, n*(1+x.rng.Int64N(8))/4) }
 		most := originals[p.name].Limit() * 4
@@ -436,8 +435,10 @@ func (x *exact) clock() {
 }
 
 // forget drops states that are as good as gone, since Redis may or may not have
-// expired them by now, and the models would remember them in the past.
+// expired them by now, and the models would remember them in the past or under a
+// longer window. From then on Redis expires nothing either.
 func (x *exact) forget() {
+	x.persist()
 	now := x.now
 	if x.mini == nil {
 		var err error

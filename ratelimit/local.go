@@ -171,7 +171,8 @@ func (l *local) decide(key string, set *policySet, cost int64, reserve *Reservat
 		states[i] = k.state(p, set, l.share)
 		sub.snaps = append(sub.snaps, states[i].at(p, now))
 	}
-	sub.replay(nil)
+	np := len(states)
+	sub.replay(nil, make([]int64, np), make([]int64, 4*np))
 	r := &sub.runs[0]
 	for i := range states {
 		if p := &set.local.policies[i]; p.listed() {
