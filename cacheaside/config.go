@@ -18,7 +18,7 @@ const (
 	DefaultEarlyRefresh   = 1.0
 	DefaultL1Entries      = 10_000
 	DefaultMaxStaleness   = 2 * time.Second
-	DefaultTimeout        = 100 * time.Millisecond
+	DefaultTimeout        = 250 * time.Millisecond
 	DefaultLoadTimeout    = 5 * time.Second
 	DefaultFenceTTL       = 10 * time.Second
 	DefaultMaxDirectLoads = 64
