@@ -43,8 +43,8 @@ for i = 1, np do
   a = a + 6
 end
 -- when returns the time at which a log or leases, with what was taken so far, have given back n units.
-local function when(key, i, n)
-  local p = P[i]
+local function when(at, i, n)
+  local key, p = KEYS[at], P[i]
   if algo[i] == 'n' then
     -- among the leases and those taken now, which may end before others
     local ends, sooner = now + win[i], p.x
@@ -278,11 +278,11 @@ while at < #KEYS do
         if algo[i] == 'l' or algo[i] == 'n' then
           if need > left and need <= limit[i] and not (c > 0 and all) then
             o = o + 1
-            out[o] = when(KEYS[at + 1 + i], i, need - left)
+            out[o] = when(at + 1 + i, i, need - left)
           end
           if left < 0 then
             o = o + 1
-            out[o] = when(KEYS[at + 1 + i], i, 1 - left)
+            out[o] = when(at + 1 + i, i, 1 - left)
           end
         end
       end

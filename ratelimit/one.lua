@@ -9,7 +9,8 @@
 -- Returns  {now, per subject: minus the end of a ban, or the state before the calls}, as decide.lua
 -- Writes   the states that admitted something, as decide.lua
 -- Source   as decide.lua
-local call, floor, ceil, match, fmt = redis.call, math.floor, math.ceil, string.match, string.format
+local call = redis.call
+local floor, ceil, match, fmt = math.floor, math.ceil, string.match, string.format
 local t = call('TIME')
 local now = t[1] * 1000000 + t[2]
 local al, limit, sig, k = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[5])
