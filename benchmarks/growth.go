@@ -21,6 +21,10 @@ import (
 
 var growthPlan = plan{slices: 7, warm: 10 * time.Millisecond, length: 60 * time.Millisecond}
 
+// patience is the deadline of calls here: a million of them meet a bad moment of a
+// busy machine.
+const patience = 5 * time.Second
+
 // measureGrowth prints a table for each kind of state, up to most of it.
 func measureGrowth(ctx context.Context, most int, stdout, progress io.Writer) error {
 	srv, err := startServer()
@@ -147,7 +151,7 @@ func createSession(store *session.Store, c *caller, i int) (cookie string, err e
 }
 
 func growSessions(ctx context.Context, h *harness, most int, progress io.Writer) ([][]string, error) {
-	store, err := redporchStore(h.goRedis())
+	store, err := session.New(h.goRedis(), session.Config{Timeout: patience})
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +204,7 @@ func growSessions(ctx context.Context, h *harness, most int, progress io.Writer)
 }
 
 func growLimiter(ctx context.Context, h *harness, most int, progress io.Writer) ([][]string, error) {
-	limiter, err := ratelimit.New(h.goRedis(), ratelimit.Config{}, ratelimit.TokenBucket("api", 1000, time.Hour, 1000))
+	limiter, err := ratelimit.New(h.goRedis(), ratelimit.Config{Timeout: patience}, ratelimit.TokenBucket("api", 1000, time.Hour, 1000))
 	if err != nil {
 		return nil, err
 	}
@@ -245,7 +249,7 @@ func growLog(ctx context.Context, h *harness, most int, progress io.Writer) ([][
 		name := "log-" + strconv.Itoa(n)
 		// Nothing is merged, so that each call is an entry, and no denial is
 		// remembered, so that each asks Redis.
-		cfg := ratelimit.Config{Prefix: name + ":", NoCoalesce: true, NoDenialCache: true, PlainKeys: true}
+		cfg := ratelimit.Config{Timeout: patience, Prefix: name + ":", NoCoalesce: true, NoDenialCache: true, PlainKeys: true}
 		full, err := ratelimit.New(h.goRedis(), cfg, ratelimit.SlidingLog("log", int64(n), time.Hour))
 		if err != nil {
 			return nil, err
@@ -309,7 +313,7 @@ func growLocal(ctx context.Context, h *harness, most int, progress io.Writer) ([
 		}
 		heap := liveHeap()
 		c, err := cacheaside.New(h.goRedis(), "grow", func(_ context.Context, i int) (profile, error) { return profileOf(i), nil },
-			cacheaside.Config{TTL: cacheTTL, L1Entries: 2 * n}, cacheaside.Funcs[int, profile]{
+			cacheaside.Config{TTL: cacheTTL, L1Entries: 2 * n, Timeout: patience}, cacheaside.Funcs[int, profile]{
 				LoadMany: func(_ context.Context, keys []int) (map[int]profile, error) {
 					m := make(map[int]profile, len(keys))
 					for _, i := range keys {
