@@ -31,7 +31,9 @@ func (st *Store) loadEither(ctx context.Context, s *sessions.Session, x *state, 
 	key := compat.KeyPrefix + tok.cookie
 	get := redis.NewStringCmd(ctx, "get", key)
 	life := redis.NewIntCmd(ctx, "pttl", key)
-	if err := st.conn.DoEach(ctx, "load", hash, pttl, get, life); err != nil {
+	// A session that is being adopted has its hash before its old copy goes. So who
+	// looks for the old copy first misses neither.
+	if err := st.conn.DoEach(ctx, "load", get, life, hash, pttl); err != nil {
 		return false, err
 	}
 	for _, cmd := range []redis.Cmder{hash, pttl, life} {
@@ -43,7 +45,12 @@ func (st *Store) loadEither(ctx context.Context, s *sessions.Session, x *state, 
 		return true, nil
 	}
 	if err := get.Err(); err == redis.Nil || redis.HasErrorPrefix(err, "WRONGTYPE") {
-		return false, nil // no session, or a key that is none
+		// No session, or a key that is none. On a cluster the two were looked for at
+		// the same time.
+		if st.conn.IsCluster() {
+			return st.loadHash(ctx, s, x, tok)
+		}
+		return false, nil
 	} else if err != nil {
 		return false, st.conn.Classify("load", err)
 	}

@@ -31,9 +31,10 @@ const (
 // that are Secure, HttpOnly and SameSite=Lax, sessions that end after 30 idle
 // minutes or 8 hours.
 type Config struct {
-	// Keys sign the cookies with HMAC-SHA-256: the first signs, all verify, so a
-	// key is rotated by putting a new one in front and dropping the old one once
-	// no session from its time is left. Each has 16 bytes or more. With keys a
+	// Keys sign the cookies with HMAC-SHA-256: the first signs, all verify. A key is
+	// rotated by putting a new one in front; cookies of the old one are sent anew
+	// as their sessions are used, so it can be dropped after the longest idle
+	// time. Each has 16 bytes or more. With keys a
 	// forged cookie costs no call to Redis. Empty: cookies are not signed; their
 	// 256 random bits can't be guessed either way.
 	Keys [][]byte

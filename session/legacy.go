@@ -35,7 +35,7 @@ func hasCookie(r *http.Request, name string) (found bool) {
 // here. Its cookie has the name of ours, which is sent instead.
 func (st *Store) dropCarried(ctx context.Context, r *http.Request, x *state) {
 	old := x.carried
-	if old == nil {
+	if old == nil || r == nil {
 		return
 	}
 	x.carried = nil

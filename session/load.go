@@ -26,6 +26,10 @@ func (st *Store) load(ctx context.Context, s *sessions.Session, x *state, tok to
 		x.tok, x.saved = tok, unasked
 	case found:
 		st.n.hits.Add(1)
+		if tok.stale && st.compat() == nil { // else the cookie may be a key in Redis
+			st.sign(x.name, &tok)
+			x.resend = true
+		}
 		x.tok, x.saved = tok, stored
 		s.ID, s.IsNew = tok.id, false
 	default:
@@ -35,10 +39,7 @@ func (st *Store) load(ctx context.Context, s *sessions.Session, x *state, tok to
 }
 
 func (st *Store) loadHash(ctx context.Context, s *sessions.Session, x *state, tok token) (bool, error) {
-	var call struct { // one allocation
-		hgetall, pttl [2]any
-		cmds          [2]redis.Cmder
-	}
+	call := &x.call
 	var key any = tok.key
 	call.hgetall = [2]any{"hgetall", key}
 	call.pttl = [2]any{"pttl", key}
@@ -80,7 +81,9 @@ func (st *Store) fill(ctx context.Context, s *sessions.Session, x *state, tok to
 
 // decode fills Values and the base that later saves are compared with.
 func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok token, hash map[string]string) {
-	x.base = make([]entry, 0, len(hash))
+	if x.base = x.inline[:0]; len(hash) > len(x.inline) {
+		x.base = make([]entry, 0, len(hash))
+	}
 	x.other, x.bytes, x.user = nil, 0, ""
 	lists := false
 	for name, sealed := range hash {

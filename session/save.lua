@@ -1,7 +1,7 @@
 -- save.lua: create, change, prolong or rename one session, atomically.
 --
 -- A session that is gone stays gone: every mode but create needs the field m of
--- an existing session. All modes may be repeated with the same outcome.
+-- an existing session. All modes but a may be repeated with the same outcome.
 --
 -- KEYS[1]  hash    the session; in mode r under its new key
 -- KEYS[2]  hash    in mode r only: the session under its old key, same slot

@@ -43,6 +43,21 @@ func TestSigningKeysRotate(t *testing.T) {
 				t.Errorf("%s: opened %v; want %v", row.what, got, row.opened)
 			}
 		}
+		// Whoever comes by meanwhile gets a cookie with the new signature.
+		for _, old := range []struct {
+			b  *browser
+			st *session.Store
+		}{{a, both}, {c, lenient}} {
+			old.b.do(func(w http.ResponseWriter, r *http.Request) {
+				s, _ := old.st.Get(r, "s")
+				if wrote, err := old.st.Commit(w, r, s); !wrote || err != nil {
+					t.Errorf("Commit = %v, %v; want the cookie signed anew", wrote, err)
+				}
+			})
+			if got := old.b.values(t, young); len(got) != 1 {
+				t.Errorf("the cookie that was signed anew opens %v", got)
+			}
+		}
 	})
 }
 

@@ -151,8 +151,8 @@ func (st *Store) Save(r *http.Request, w http.ResponseWriter, s *sessions.Sessio
 // Commit is what middleware calls before the response's headers are sent. It
 // writes what changed and nothing more: an unchanged session costs nothing, an
 // empty new one is not stored. The cookie is sent if the session is new, was
-// regenerated or deleted, if its Options changed, or if it is a persistent one that
-// has aged. wroteCookie reports whether it was. The errors are those of Save.
+// regenerated or deleted, if its Options changed, if it is a persistent one that
+// has aged, or if an old key had signed it. wroteCookie reports whether it was. The errors are those of Save.
 func (st *Store) Commit(w http.ResponseWriter, r *http.Request, s *sessions.Session) (wroteCookie bool, err error) {
 	return st.save(w, r, s, saveChanges)
 }

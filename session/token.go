@@ -39,6 +39,8 @@ type token struct {
 	key, id string
 	// foreign is true for an id that did not come from this package.
 	foreign bool
+	// stale is true if the first of Config.Keys has not signed the cookie.
+	stale bool
 }
 
 // tag returns the part of the key that decides its slot on a cluster.
@@ -57,13 +59,19 @@ func (st *Store) newToken(name, tag string) (token, error) {
 	t := st.tokenOf(name, &raw)
 	t.cookie = b64.EncodeToString(raw[:])
 	if st.macs != nil {
-		mac := st.macs[0].sum(name, t.cookie)
-		t.cookie += "." + b64.EncodeToString(mac[:])
+		st.sign(name, &t)
 	} else if st.compat() != nil {
 		mac := nameCheck(name, t.cookie)
 		t.cookie += "." + b64.EncodeToString(mac[:])
 	}
 	return t, nil
+}
+
+// sign puts the first key's signature on a token, in place of another one.
+func (st *Store) sign(name string, t *token) {
+	plain := t.cookie[:tokenLen]
+	mac := st.macs[0].sum(name, plain)
+	t.cookie, t.stale = plain+"."+b64.EncodeToString(mac[:]), false
 }
 
 // tokenOf derives key and id: prefix{tag}:SHA-256(name ‖ 0 ‖ secret). Neither
@@ -113,6 +121,7 @@ func (st *Store) parseToken(name, value string) (t token, ok bool) {
 	if n, err := b64.Decode(raw[:], src[:]); err != nil || n != len(raw) {
 		return st.parseForeign(name, value)
 	}
+	stale := false
 	switch {
 	case signed:
 		var sig, want [macBytes]byte
@@ -122,9 +131,13 @@ func (st *Store) parseToken(name, value string) (t token, ok bool) {
 			return token{}, false
 		}
 		match := 0
-		for _, m := range st.macs {
+		for i, m := range st.macs {
 			want = m.sum(name, plain)
-			match |= subtle.ConstantTimeCompare(sig[:], want[:])
+			same := subtle.ConstantTimeCompare(sig[:], want[:])
+			if i == 0 {
+				stale = same == 0
+			}
+			match |= same
 		}
 		if st.macs == nil || st.cfg.AcceptUnsigned {
 			// A check that needs no key: it proves nothing but the name.
@@ -136,9 +149,11 @@ func (st *Store) parseToken(name, value string) (t token, ok bool) {
 		}
 	case st.macs != nil && !st.cfg.AcceptUnsigned:
 		return token{}, false
+	case st.macs != nil:
+		stale = true
 	}
 	t = st.tokenOf(name, &raw)
-	t.cookie = value
+	t.cookie, t.stale = value, stale
 	return t, true
 }
 
