@@ -69,14 +69,15 @@ func newApp(cfg config, rds *backend, log *slog.Logger) (*app, error) {
 		AbsoluteTimeout: 24 * time.Hour,
 		// Browsers, and curl, do not all send Secure cookies over plain HTTP,
 		// not even to localhost.
-		Cookie: session.Cookie{InsecureHTTP: !cfg.behindTLS},
-		Label:  describeDevice,
+		Cookie:  session.Cookie{InsecureHTTP: !cfg.behindTLS},
+		Label:   describeDevice,
+		Timeout: cfg.redisTimeout,
 	})
-	a.limiter, errs[1] = ratelimit.New(rds.rdb, ratelimit.Config{Hooks: counted},
+	a.limiter, errs[1] = ratelimit.New(rds.rdb, ratelimit.Config{Timeout: cfg.redisTimeout, Hooks: counted},
 		ratelimit.SlidingLog("demo", 20, 10*time.Second))
-	a.limits, errs[2] = newLimits(rds.rdb, counted)
+	a.limits, errs[2] = newLimits(rds.rdb, cfg.redisTimeout, counted)
 	a.profiles, errs[3] = cacheaside.New(rds.rdb, "profile", a.source.load, cacheaside.Config{
-		TTL: time.Minute, OnInvalidate: a.tellInvalidation,
+		TTL: time.Minute, Timeout: cfg.redisTimeout, OnInvalidate: a.tellInvalidation,
 	})
 	a.tmpl, errs[4] = template.ParseFS(templateFiles, "templates/*.html")
 	if err := errors.Join(errs[:]...); err != nil {

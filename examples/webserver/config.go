@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -20,6 +21,8 @@ import (
 //	                 redis://, rediss:// and unix:// as go-redis' ParseURL reads them;
 //	                 redis+cluster://host:port?addr=host:port (rediss+cluster:// with TLS);
 //	                 redis+sentinel://host:port?master_name=NAME&addr=host:port
+//	REDIS_TIMEOUT    how long one call to Redis may take before its policy decides
+//	                 without it, such as 100ms; default 250ms
 //	SESSION_KEYS     comma-separated keys that sign the session cookie, in hex, at least
 //	                 32 bytes each; the first signs, all verify; empty: a random one
 //	BEHIND_TLS       "true" when a proxy in front of this server speaks HTTPS: the cookie
@@ -29,6 +32,7 @@ import (
 type config struct {
 	addr           string
 	redisURL       string
+	redisTimeout   time.Duration
 	keys           [][]byte
 	randomKeys     bool
 	behindTLS      bool
@@ -54,6 +58,14 @@ func readConfig(getenv func(string) string) (config, error) {
 			// The URL may hold a password: name the fault, not the URL.
 			bad("REDIS_URL", "%v; use for example redis://localhost:6379/0", err)
 		}
+	}
+	c.redisTimeout = 250 * time.Millisecond
+	if s := getenv("REDIS_TIMEOUT"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil || d <= 0 || d > time.Minute {
+			bad("REDIS_TIMEOUT", "%q is not a duration over 0 and up to 1m, such as 250ms", s)
+		}
+		c.redisTimeout = d
 	}
 	for i, s := range splitList(getenv("SESSION_KEYS")) {
 		key, err := hex.DecodeString(s)

@@ -34,7 +34,7 @@ func (a *app) redisState() redisState {
 // checkRedis asks Redis for a sign of life and tells the pages if anything is
 // new.
 func (a *app) checkRedis() {
-	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.redisTimeout)
 	defer cancel()
 	now := redisState{State: "ok"}
 	if a.redis.rdb.Ping(ctx).Err() != nil {

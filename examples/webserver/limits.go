@@ -42,8 +42,8 @@ var failures = []choice{
 	{"closed", "let nothing through", "", ratelimit.Policy{}, ratelimit.FailClosed},
 }
 
-func newLimits(rdb redis.UniversalClient, hooks ratelimit.Hooks) (*limits, error) {
-	base, err := ratelimit.New(rdb, ratelimit.Config{Prefix: "redporch:limit:try:", Share: 0.5, Hooks: hooks}, algorithms[0].policy)
+func newLimits(rdb redis.UniversalClient, timeout time.Duration, hooks ratelimit.Hooks) (*limits, error) {
+	base, err := ratelimit.New(rdb, ratelimit.Config{Prefix: "redporch:limit:try:", Share: 0.5, Timeout: timeout, Hooks: hooks}, algorithms[0].policy)
 	if err != nil {
 		return nil, err
 	}

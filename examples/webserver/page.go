@@ -16,12 +16,12 @@ import (
 // pageData is what the page shows when it is loaded. What changes later comes by
 // the stream; without JavaScript a reload shows it.
 type pageData struct {
-	Redis    string // which one
-	Embedded bool
-	State    redisState
-	Modes    any
-	Devices  devicesView
-	Flashes  []any
+	Redis   string // which one
+	State   redisState
+	Timeout time.Duration // of one call
+	Modes   any
+	Devices devicesView
+	Flashes []any
 
 	Algorithms, Failures []choice
 	Algorithm, Failure   string
@@ -37,7 +37,7 @@ type pageData struct {
 func (a *app) index(w http.ResponseWriter, r *http.Request) {
 	d := pageData{
 		Redis:      a.redis.description,
-		Embedded:   a.redis.kind == "embedded",
+		Timeout:    a.cfg.redisTimeout,
 		Modes:      modes,
 		Algorithms: algorithms,
 		Failures:   failures,

@@ -1,0 +1,76 @@
+// Tiers gives paying customers more, and lets expensive requests cost more.
+//
+//	REDIS_URL=redis://localhost:6379 go run ./examples/apis/tiers
+//	curl -i -H 'X-Api-Key: free-1' localhost:8080/report
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redporch/redporch/middleware"
+	"github.com/redporch/redporch/ratelimit"
+)
+
+func main() {
+	opts, err := redis.ParseURL(cmp.Or(os.Getenv("REDIS_URL"), "redis://localhost:6379"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	h, err := handler(redis.NewClient(opts), ratelimit.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.Fatal(http.ListenAndServe("localhost:8080", h))
+}
+
+// costs of the routes, in units; every other costs 1.
+var costs = map[string]int64{
+	"GET /report": 10,
+	"GET /status": 0, // looks at the limit and is not charged
+}
+
+func handler(rdb redis.UniversalClient, cfg ratelimit.Config) (http.Handler, error) {
+	// Policies of one name and algorithm share their state, so a customer who
+	// upgrades takes along what was used, and has the rest of the larger limit.
+	free, err1 := ratelimit.New(rdb, cfg, ratelimit.SlidingLog("units", 30, time.Minute))
+	if err1 != nil {
+		return nil, err1
+	}
+	pro, err2 := free.With(
+		ratelimit.SlidingLog("units", 300, time.Minute),
+		ratelimit.FixedWindow("day", 10_000, 24*time.Hour).Aligned(0))
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /item", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "an item") })
+	mux.HandleFunc("GET /report", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "a report") })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "fine") })
+
+	return middleware.RateLimit(free, middleware.Header("X-Api-Key"), middleware.RateLimitConfig{
+		Tier: func(r *http.Request) *ratelimit.Limiter {
+			if strings.HasPrefix(r.Header.Get("X-Api-Key"), "pro-") { // yours asks its customers' table
+				return pro
+			}
+			return free
+		},
+		Cost: func(r *http.Request) int64 {
+			_, pattern := mux.Handler(r)
+			if c, ok := costs[pattern]; ok {
+				return c
+			}
+			return 1
+		},
+		QuotaUnit: "units",
+		NoKey:     middleware.NoKeyDeny, // a request without a key is a 400
+	})(mux), nil
+}
