@@ -29,6 +29,8 @@ local phased, leased = ARGV[2] == '1', ARGV[3] == '1'
 local floor, ceil, match, fmt = math.floor, math.ceil, string.match, string.format
 local exact = 9007199254740991
 local half = 4503599627370496
+-- Milliseconds by which a key outlives what it holds, so that none expires while a script is at it.
+local spare = 1000
 local algo, limit, win, sig, extra, tick, shadow = {}, {}, {}, {}, {}, {}, {}
 local P, avail, total = {}, {}, {}
 local shadows = false
@@ -102,6 +104,7 @@ while at < #KEYS do
           local s, u, g = match(v, '^(%d+):(%d+):(%d+)$')
           if s then
             s, u = tonumber(s), tonumber(u)
+            if extra[i] ~= -1 then s = s - (s - off) % w end
             if s > now then
               if s - now <= w then x, y = s, u end
             elseif extra[i] == -1 then
@@ -183,12 +186,12 @@ while at < #KEYS do
             p.cum = tonumber(match(last[1], '^(%d+)'))
             -- Scores differ, since members of one score are in the order of their text.
             if z >= now then p.t = z + 1 end
-            local first = call('ZRANGE', key, 0, 0, 'WITHSCORES')
-            y = tonumber(first[2])
-            p.ended = y <= now - w
             if z <= now - w then
-              y = 0
+              p.ended = true
             else
+              local first = call('ZRANGE', key, 0, 0, 'WITHSCORES')
+              y = tonumber(first[2])
+              p.ended = y <= now - w
               if p.ended then
                 first = call('ZRANGEBYSCORE', key, fmt('(%.0f', now - w), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
                 y = tonumber(first[2])
@@ -295,7 +298,7 @@ while at < #KEYS do
           if p.keep then
             call('SET', key, fmt('%.0f:%.0f:%s', p.x, p.y + n, sig[i]), 'KEEPTTL')
           else
-            call('SET', key, fmt('%.0f:%.0f:%s', p.x, p.y + n, sig[i]), 'PX', ceil((p.x + w - now) / 1000))
+            call('SET', key, fmt('%.0f:%.0f:%s', p.x, p.y + n, sig[i]), 'PX', ceil((p.x + w - now) / 1000) + spare)
           end
         elseif al == 'b' then
           local k = tick[i]
@@ -311,10 +314,10 @@ while at < #KEYS do
           elseif p.ended then
             -- A bounded share of what has ended, so that no call pays for all.
             local ended = call('ZCOUNT', key, '-inf', now - w)
-            call('ZREMRANGEBYRANK', key, 0, ended > 100 and 99 or ended - 1)
+            if ended > 0 then call('ZREMRANGEBYRANK', key, 0, ended > 100 and 99 or ended - 1) end
           end
           call('ZADD', key, p.t, fmt('%.0f:%.0f', p.cum + n, n))
-          call('PEXPIRE', key, ceil((p.t + w - now) / 1000))
+          call('PEXPIRE', key, ceil((p.t + w - now) / 1000) + spare)
         else
           if p.drop then call('DEL', key) else call('ZREMRANGEBYSCORE', key, '-inf', now) end
           local ends, ids = now + w, p.ids
@@ -328,7 +331,7 @@ while at < #KEYS do
             end
           end
           if p.z > ends then ends = p.z end
-          call('PEXPIRE', key, ceil((ends - now) / 1000))
+          call('PEXPIRE', key, ceil((ends - now) / 1000) + spare)
         end
       end
     end

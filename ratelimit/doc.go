@@ -37,8 +37,8 @@
 // h is 128 bits of HMAC-SHA-256 of the subject under Config.Secret (of SHA-256
 // without one) in base64url. It is the hash tag, so that all keys of a subject are
 // in one cluster slot, and nothing that a subject contains can change that. Names
-// are lower-cased. Every key has a TTL that outlives what it holds by at most a
-// window.
+// are lower-cased. Every key has a TTL that outlives what it holds by about a
+// second.
 //
 // # Round trips
 //

@@ -61,16 +61,20 @@ func (m *fixedModel) now(now int64) (start, used int64) {
 	if m.p.offset >= 0 {
 		fresh = now - (now-m.p.offset)%w
 	}
+	start = m.start
+	if m.p.offset >= 0 {
+		start -= (start - m.p.offset) % w
+	}
 	switch {
 	case m.used == 0:
 		return fresh, 0
-	case m.start > now: // the clock was stepped back
-		if m.start-now > w {
+	case start > now: // the clock was stepped back
+		if start-now > w {
 			return fresh, 0
 		}
-		return m.start, m.used
+		return start, m.used
 	case m.p.offset >= 0:
-		if m.start < fresh {
+		if start < fresh {
 			return fresh, 0
 		}
 		return fresh, m.used
@@ -167,6 +171,8 @@ func (m *counterModel) now(now int64) (start, prev, cur int64) {
 	w := m.stored // until the next write after a change
 	fresh := now - now%w
 	switch {
+	case m.prev+m.cur == 0:
+		return fresh, 0, 0
 	case m.start == fresh || m.start == fresh+w:
 		return m.start, m.prev, m.cur
 	case m.start == fresh-w:

@@ -30,6 +30,7 @@ for at = 1, #KEYS, 2 do
       local s, u, g = match(v, '^(%d+):(%d+):(%d+)$')
       if s then
         s, u = tonumber(s), tonumber(u)
+        if extra ~= -1 then s = s - (s - extra) % w end
         if s > now then
           if s - now <= w then x, y = s, u end
         elseif extra == -1 then
@@ -126,7 +127,7 @@ for at = 1, #KEYS, 2 do
       if keep then
         call('SET', key, fmt('%.0f:%.0f:%s', x, y + n, sig), 'KEEPTTL')
       elseif al == 'f' then
-        call('SET', key, fmt('%.0f:%.0f:%s', x, y + n, sig), 'PX', ceil((x + w - now) / 1000))
+        call('SET', key, fmt('%.0f:%.0f:%s', x, y + n, sig), 'PX', ceil((x + w - now) / 1000) + 1000)
       elseif al == 'b' then
         local l = y + n * wt
         call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l, x * k, sig, k), 'PX', ceil(((x + ceil(l / limit)) * k - now) / 1000) + 1)

@@ -21,7 +21,7 @@ for i = 1, #KEYS do
   end
   if n > 0 then
     local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
-    redis.call('PEXPIRE', key, math.ceil((last[2] - now) / 1000))
+    redis.call('PEXPIRE', key, math.ceil((last[2] - now) / 1000) + 1000)
   end
 end
 return 1
