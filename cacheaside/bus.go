@@ -24,6 +24,7 @@ type bus struct {
 	message func(payload string)
 	proved  func(at int64) // by mono: all announced before at was applied
 	lost    func()         // announcements may have been missed
+	failed  func(error)    // no connection could be made; may be nil
 }
 
 func newBus(rdb redis.UniversalClient, channel string, maxStaleness time.Duration) *bus {
@@ -63,7 +64,10 @@ func (b *bus) listen(ctx context.Context) (subscribed bool) {
 		<-pinger
 	}()
 
-	if ps.Subscribe(ctx, b.channel) != nil {
+	if err := ps.Subscribe(ctx, b.channel); err != nil {
+		if b.failed != nil && ctx.Err() == nil {
+			b.failed(err)
+		}
 		return false
 	}
 	for {

@@ -74,7 +74,7 @@ const (
 	CauseUpdate                  // a fence was set or lifted, by Update or Fence
 	CauseSet                     // Set replaced the value
 	CauseRetry                   // a queued invalidation succeeded
-	CauseServer                  // Redis reported a change, see Config.Tracking
+	CauseServer                  // Redis reported a change by anybody, fills included, see Config.Tracking
 	CauseBus                     // the connection for announcements
 )
 

@@ -55,10 +55,14 @@ func (c *Cache[K, V]) startBus() {
 		return
 	}
 	c.busOnce.Do(func() {
-		c.bus.message = c.receive
-		c.bus.proved = c.proved
-		c.bus.lost = c.lost
-		c.workers.Go(func() { c.bus.run(c.closing) })
+		if c.cfg.Tracking {
+			c.workers.Go(c.track)
+		} else {
+			c.bus.message = c.receive
+			c.bus.proved = c.proved
+			c.bus.lost = c.lost
+			c.workers.Go(func() { c.bus.run(c.closing) })
+		}
 		if c.cfg.OnInvalidate != nil {
 			c.workers.Go(c.deliver)
 		}
@@ -68,9 +72,13 @@ func (c *Cache[K, V]) startBus() {
 
 // proved extends the time for which the first level may be served.
 func (c *Cache[K, V]) proved(at int64) {
-	if c.l1 != nil {
-		c.l1.horizon.Store(at + int64(c.cfg.MaxStaleness))
+	if c.l1 == nil {
+		return
 	}
+	if at > 0 {
+		at += int64(c.cfg.MaxStaleness)
+	}
+	c.l1.horizon.Store(at)
 }
 
 // lost empties the first level.
