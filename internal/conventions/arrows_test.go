@@ -13,6 +13,8 @@ var mayImport = map[string][]string{
 	"internal/roundtrip":   nil,
 	"internal/redistest":   nil,
 	"internal/conventions": nil,
+	"internal/docgen":      nil,
+	"internal/docs":        {"middleware"}, // tests of the pages
 	"session":              {"internal/roundtrip"},
 	"ratelimit":            {"internal/roundtrip"},
 	"cacheaside":           {"internal/roundtrip"},
