@@ -16,6 +16,7 @@ const maxKey = 4096
 // by their own MarshalText.
 type keyCodec[K comparable] struct {
 	marshal bool // by MarshalText: unequal keys may have the same text
+	integer bool // of an integer kind
 }
 
 func newKeyCodec[K comparable]() (*keyCodec[K], error) {
@@ -24,10 +25,11 @@ func newKeyCodec[K comparable]() (*keyCodec[K], error) {
 		return &keyCodec[K]{marshal: true}, nil
 	}
 	switch t.Kind() {
-	case reflect.String,
-		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
-		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
+	case reflect.String:
 		return &keyCodec[K]{}, nil
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
+		return &keyCodec[K]{integer: true}, nil
 	}
 	return nil, fmt.Errorf("keys are %v; use a string or integer type, or one that implements encoding.TextMarshaler", t)
 }

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/maypok86/otter/v2"
 )
@@ -14,9 +15,12 @@ import (
 // It must never keep a value that was read before an invalidation and put after
 // it. So a reader takes a mark before it asks Redis, and put refuses if an
 // invalidation of the key, or of one with the same stripe, was seen since then.
+//
+// The caches know neither K nor V: otter is large, and the compiler would build it
+// anew, for seconds, in every program and for every pair of types.
 type l1[K comparable, V any] struct {
-	byKey  *otter.Cache[K, *kept[V]]      // of keys that are their text
-	byText *otter.Cache[string, *kept[V]] // of keys with a MarshalText
+	byInt  *otter.Cache[uint64, held] // of keys of integer kinds
+	byText *otter.Cache[string, held] // of strings, and of keys with a MarshalText
 	keys   *keyCodec[K]
 	cfg    *Config
 
@@ -38,12 +42,17 @@ type kept[V any] struct {
 	until   int64 // by mono, served before this
 	born    int64 // by mono
 	expires int64 // by mono
-	weight  uint32
 	tags    []tagMark
 }
 
 func (e *kept[V]) age() time.Duration { return time.Duration(mono() - e.born) }
 func (e *kept[V]) ttl() time.Duration { return max(time.Duration(e.expires-mono()), 0) }
+
+// held is how the caches see a value.
+type held struct {
+	kept   any // *kept[V]
+	weight uint32
+}
 
 // mark is what a reader remembers from before it asked Redis.
 type mark struct {
@@ -66,21 +75,37 @@ func mono() int64 { return int64(time.Since(start)) }
 
 func newL1[K comparable, V any](cfg *Config, keys *keyCodec[K]) *l1[K, V] {
 	l := &l1[K, V]{keys: keys, cfg: cfg}
-	if keys.marshal {
-		l.byText = newStore[string, V](cfg)
+	if keys.integer {
+		l.byInt = newStore[uint64](cfg)
 	} else {
-		l.byKey = newStore[K, V](cfg)
+		l.byText = newStore[string](cfg)
 	}
 	return l
 }
 
-func newStore[K comparable, V any](cfg *Config) *otter.Cache[K, *kept[V]] {
-	o := &otter.Options[K, *kept[V]]{MaximumSize: cfg.L1Entries}
+func newStore[K uint64 | string](cfg *Config) *otter.Cache[K, held] {
+	o := &otter.Options[K, held]{MaximumSize: cfg.L1Entries}
 	if cfg.L1Weight > 0 {
 		o.MaximumSize, o.MaximumWeight = 0, uint64(cfg.L1Weight)
-		o.Weigher = func(_ K, e *kept[V]) uint32 { return e.weight }
+		o.Weigher = func(_ K, e held) uint32 { return e.weight }
 	}
 	return otter.Must(o)
+}
+
+// word returns the bits of a key of an integer kind. Without unsafe it would take
+// reflection, on the path that answers in nanoseconds.
+func word[K comparable](key K) uint64 {
+	p := unsafe.Pointer(&key)
+	switch unsafe.Sizeof(key) {
+	case 1:
+		return uint64(*(*uint8)(p))
+	case 2:
+		return uint64(*(*uint16)(p))
+	case 4:
+		return uint64(*(*uint32)(p))
+	default:
+		return *(*uint64)(p)
+	}
 }
 
 // get returns what may be served for key now, or nil.
@@ -88,16 +113,19 @@ func (l *l1[K, V]) get(key K) *kept[V] {
 	if l == nil {
 		return nil
 	}
-	var e *kept[V]
+	var h held
 	var ok bool
-	if l.byKey != nil {
-		e, ok = l.byKey.GetIfPresent(key)
+	if l.byInt != nil {
+		h, ok = l.byInt.GetIfPresent(word(key))
+	} else if !l.keys.marshal { // of kind string
+		h, ok = l.byText.GetIfPresent(*(*string)(unsafe.Pointer(&key)))
 	} else if text, err := l.keys.append(nil, key); err == nil {
-		e, ok = l.byText.GetIfPresent(bytesToString(text))
+		h, ok = l.byText.GetIfPresent(bytesToString(text))
 	}
 	if !ok {
 		return nil
 	}
+	e := h.kept.(*kept[V])
 	if now := mono(); now >= e.until || now >= l.horizon.Load() {
 		return nil
 	}
@@ -138,7 +166,6 @@ func (l *l1[K, V]) put(r *ref[K], m mark, now *found[V]) {
 		missing: now.err != nil,
 		born:    t - int64(now.entry.Age),
 		expires: t + int64(now.entry.TTL),
-		weight:  uint32(min(len(now.raw.payload)+64, 1<<31)),
 		tags:    m.tags,
 	}
 	e.until = min(e.expires, t+int64(l.cfg.L1TTL))
@@ -158,10 +185,11 @@ func (l *l1[K, V]) put(r *ref[K], m mark, now *found[V]) {
 	if s.gen != m.gen || l.epoch.Load() != m.epoch {
 		return
 	}
-	if l.byKey != nil {
-		l.byKey.Set(r.key, e)
+	h := held{e, uint32(min(len(now.raw.payload)+64, 1<<31))}
+	if l.byInt != nil {
+		l.byInt.Set(word(r.key), h)
 	} else {
-		l.byText.Set(r.text, e)
+		l.byText.Set(r.text, h)
 	}
 }
 
@@ -174,8 +202,8 @@ func (l *l1[K, V]) drop(r *ref[K]) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gen++
-	if l.byKey != nil {
-		l.byKey.Invalidate(r.key)
+	if l.byInt != nil {
+		l.byInt.Invalidate(word(r.key))
 	} else {
 		l.byText.Invalidate(r.text)
 	}
@@ -198,8 +226,8 @@ func (l *l1[K, V]) purge() {
 		l.stripes[i].mu.Lock()
 		l.stripes[i].mu.Unlock() //nolint:staticcheck // an empty critical section is the point
 	}
-	if l.byKey != nil {
-		l.byKey.InvalidateAll()
+	if l.byInt != nil {
+		l.byInt.InvalidateAll()
 	} else {
 		l.byText.InvalidateAll()
 	}
@@ -210,8 +238,8 @@ func (l *l1[K, V]) size() int {
 	switch {
 	case l == nil:
 		return 0
-	case l.byKey != nil:
-		return l.byKey.EstimatedSize()
+	case l.byInt != nil:
+		return l.byInt.EstimatedSize()
 	default:
 		return l.byText.EstimatedSize()
 	}
