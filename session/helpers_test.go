@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
@@ -80,6 +81,9 @@ func (b *browser) values(t testing.TB, st sessions.Store) map[any]any {
 
 func open(t testing.TB, rdb redis.UniversalClient, cfg session.Config) *session.Store {
 	t.Helper()
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 10 * time.Second // a busy machine is not what is tested
+	}
 	st, err := session.New(rdb, cfg)
 	if err != nil {
 		t.Fatalf("New = %v; want no error", err)
