@@ -364,7 +364,7 @@ func TestRateLimitRedisDown(t *testing.T) {
 			start := time.Now()
 			last = ask(h, "203.0.113.9:1")
 			codes = append(codes, last.Code)
-			if took := time.Since(start); took > time.Second {
+			if took := time.Since(start); took > 3*time.Second {
 				t.Errorf("policy %d took %v", c.policy, took)
 			}
 		}

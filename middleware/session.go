@@ -53,12 +53,12 @@ func Regenerate(r *http.Request) error {
 	h := mustHold(r, "")
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.committed || h.ended {
+		return session.ErrHeadersSent
+	}
 	s, err := h.useLocked(r)
 	if err != nil {
 		return err
-	}
-	if h.committed || h.ended {
-		return session.ErrHeadersSent
 	}
 	return h.sm.store.Regenerate(h.pending(), r, s)
 }

@@ -263,7 +263,8 @@ func (h *holder) finish() {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	late := h.touched && !h.abandoned && !h.gone && !h.failed && !h.ended && (h.writer.sent || h.writer.begun)
+	// A handler that was given up before it asked may be asking just now.
+	late := h.touched && !h.abandoned && !h.givenUp() && !h.gone && !h.failed && !h.ended && (h.writer.sent || h.writer.begun)
 	h.ended = true
 	if !late || instead != nil {
 		return
