@@ -92,6 +92,9 @@ func (c *Cache[K, V]) trackMaster(ctx context.Context, tr *tracking, i int, mast
 	o := *master.Options()
 	o.Protocol = 3
 	o.PoolSize, o.MinIdleConns = 1, 0
+	// The options hold the processor of the client they come from, which takes one
+	// handler of a kind: not this cache's and another's, nor ours twice.
+	o.PushNotificationProcessor = push.NewProcessor()
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	connected := o.OnConnect
 	o.OnConnect = func(ctx context.Context, cn *redis.Conn) error {
