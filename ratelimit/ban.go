@@ -51,5 +51,6 @@ func (l *Limiter) unlink(ctx context.Context, op, key string, keys ...string) er
 	}
 	err := l.conn.Do(ctx, op, redis.NewIntCmd(ctx, args...))
 	l.forget(key)
+	l.local.clear(key)
 	return err
 }

@@ -81,11 +81,11 @@ func TestDenialsAndPeeksChangeNothing(t *testing.T) {
 func TestLostTTLHeals(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		for name, p := range map[string]ratelimit.Policy{
-			"FixedWindow":   ratelimit.FixedWindow("p", 2, 40*time.Millisecond),
-			"SlidingLog":    ratelimit.SlidingLog("p", 2, 40*time.Millisecond),
-			"SlidingWindow": ratelimit.SlidingWindow("p", 2, 20*time.Millisecond),
-			"TokenBucket":   ratelimit.TokenBucket("p", 2, 40*time.Millisecond, 2),
-			"Concurrency":   ratelimit.Concurrency("p", 2, 40*time.Millisecond),
+			"FixedWindow":   ratelimit.FixedWindow("p", 2, 200*time.Millisecond),
+			"SlidingLog":    ratelimit.SlidingLog("p", 2, 200*time.Millisecond),
+			"SlidingWindow": ratelimit.SlidingWindow("p", 2, 100*time.Millisecond),
+			"TokenBucket":   ratelimit.TokenBucket("p", 2, 200*time.Millisecond, 2),
+			"Concurrency":   ratelimit.Concurrency("p", 2, 200*time.Millisecond),
 		} {
 			t.Run(name, func(t *testing.T) {
 				l := newLimiter(t, rdb, ratelimit.Config{}, p)

@@ -78,6 +78,9 @@ func (c *core) send(ctx context.Context, f *flight) {
 		cmds = append(cmds, c.command(part))
 		i = j
 	}
+	if len(cmds) == 0 {
+		return // all had left
+	}
 	err := c.conn.DoEach(ctx, "decide", cmds...)
 	for i, part := range parts {
 		if err != nil {
@@ -108,6 +111,9 @@ var groups = sync.Pool{New: func() any { return make(map[subjectKey]*subject) }}
 func (c *core) group(f *flight) {
 	if len(f.calls) == 1 {
 		cl := &f.calls[0]
+		if cl.left {
+			return
+		}
 		s := &subject{set: cl.set, base: cl.base}
 		s.runs = s.first[:0]
 		s.line(cl)

@@ -285,14 +285,13 @@ func (c *core) forget(key string) {
 	if c.denied != nil {
 		c.denied.bucket(key).drop(key)
 	}
-	c.local.clear(key)
 }
 
 // ask lets Redis decide. The call is the n-th of run r on s, sent at sent.
 func (l *Limiter) ask(ctx context.Context, key string, cost int64, lease string) (s *subject, r *run, n int64, sent time.Duration, err error) {
 	f, seat, took, err := l.fly(ctx, call{set: l.set, base: l.keys.base(key), cost: cost, lease: lease})
 	if err != nil {
-		if took && l.cfg.RefundAbandoned {
+		if took && l.cfg.RefundAbandoned && ctx.Err() != nil {
 			go func() {
 				<-f.landed
 				if done := &f.calls[seat]; done.subject.err == nil {

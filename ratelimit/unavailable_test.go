@@ -33,7 +33,7 @@ func breakIt(p *redistest.Proxy) {
 
 func TestFailurePolicies(t *testing.T) {
 	rdb, proxy := breakable(t)
-	cfg := ratelimit.Config{Timeout: 200 * time.Millisecond, Share: 0.5, LocalFor: 150 * time.Millisecond}
+	cfg := ratelimit.Config{Timeout: 200 * time.Millisecond, Share: 0.5, LocalFor: time.Second}
 	window := func(name string, f ratelimit.FailurePolicy) ratelimit.Policy {
 		return ratelimit.FixedWindow(name, 4, time.Minute).OnUnavailable(f)
 	}
@@ -68,7 +68,7 @@ func TestFailurePolicies(t *testing.T) {
 			}
 		}
 	}
-	time.Sleep(160 * time.Millisecond)
+	time.Sleep(time.Second)
 	if r, err := limiters["thenClosed"].Allow(t.Context(), "other"); err != nil || r.Source != ratelimit.SourceFailClosed || r.Allowed {
 		t.Errorf("thenClosed after LocalFor: %+v, %v; want closed", r, err)
 	}
@@ -154,7 +154,8 @@ func TestLocalTimePasses(t *testing.T) {
 		"Concurrency":   ratelimit.Concurrency("p", 3, 40*time.Millisecond),
 	} {
 		l := newLimiter(t, rdb, ratelimit.Config{Share: 1}, p.OnUnavailable(ratelimit.Local))
-		for range 3 {
+		denied := 0
+		for i := 0; i < 3 || denied == 0 && i < 100; i++ {
 			r, err := l.AllowN(t.Context(), name, 3)
 			if err == nil && !r.Allowed {
 				time.Sleep(r.RetryAfter)
@@ -163,9 +164,16 @@ func TestLocalTimePasses(t *testing.T) {
 			if err != nil || !r.Allowed || r.Source != ratelimit.SourceLocal {
 				t.Errorf("%s: AllowN(3) after its wait = %+v, %v; want allowed", name, r, err)
 			}
-			if r, err := l.AllowN(t.Context(), name, 3); err != nil || r.Allowed {
-				t.Errorf("%s: AllowN(3) at once = %+v, %v; want denied", name, r, err)
+			again, err := l.AllowN(t.Context(), name, 3)
+			if err != nil || again.Allowed && again.At.Before(r.At.Add(r.ResetAfter)) {
+				t.Errorf("%s: AllowN(3) at once = %+v, %v; want denied after %+v", name, again, err, r)
 			}
+			if !again.Allowed {
+				denied++
+			}
+		}
+		if denied == 0 {
+			t.Errorf("%s: nothing was denied", name)
 		}
 	}
 }
