@@ -39,7 +39,12 @@ func (st *Store) load(ctx context.Context, s *sessions.Session, x *state, tok to
 }
 
 func (st *Store) loadHash(ctx context.Context, s *sessions.Session, x *state, tok token) (bool, error) {
-	call := &x.call
+	// One allocation, and not one with x: commands hold the request's context, which
+	// holds gorilla's registry, which holds the session. The table must not.
+	var call struct {
+		hgetall, pttl [2]any
+		cmds          [2]redis.Cmder
+	}
 	var key any = tok.key
 	call.hgetall = [2]any{"hgetall", key}
 	call.pttl = [2]any{"pttl", key}

@@ -8,7 +8,6 @@ import (
 	"weak"
 
 	"github.com/gorilla/sessions"
-	"github.com/redis/go-redis/v9"
 )
 
 // state is what the store knows about a *sessions.Session beyond its public
@@ -33,16 +32,9 @@ type state struct {
 	foundling bool // the app made the session, it does not come from New
 	resend    bool // a persistent cookie has aged, send it again with the response
 
-	call   loadCall // of the load, and room for a small base, to allocate it all at once
-	inline [4]entry
+	inline [4]entry // room for a small base, allocated with the rest
 
 	carried *sessions.Session // read from Config.Legacy, to be deleted there
-}
-
-// loadCall is what the commands of a load are made of.
-type loadCall struct {
-	hgetall, pttl [2]any
-	cmds          [2]redis.Cmder
 }
 
 // status says what is known of a session in Redis.
