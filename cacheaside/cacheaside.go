@@ -43,8 +43,8 @@ type Cache[K comparable, V any] struct {
 	closing context.Context // ends with Close
 	close   context.CancelFunc
 	closed  atomic.Bool
-	busOnce sync.Once
 	busUp   atomic.Bool
+	life    sync.Mutex     // orders starting goroutines before or after Close
 	workers sync.WaitGroup // goroutines that Close waits for
 }
 
@@ -122,16 +122,26 @@ func Plain[K comparable, V any](load func(key K) (V, error)) func(context.Contex
 // and removes nothing from Redis. Calls after it return ErrClosed; a second Close
 // does nothing.
 func (c *Cache[K, V]) Close() error {
-	if c.closed.Swap(true) {
+	c.life.Lock()
+	already := c.closed.Swap(true)
+	c.life.Unlock()
+	if already {
 		return nil
 	}
 	c.close()
-	c.busOnce.Do(func() {}) // not started now, if it was not before
 	c.workers.Wait()
 	if c.l1 != nil {
 		c.l1.purge()
 	}
 	return nil
+}
+
+// spawn runs f on a goroutine that Close waits for, unless the cache is closed.
+// The caller holds c.life.
+func (c *Cache[K, V]) spawn(f func()) {
+	if !c.closed.Load() {
+		c.workers.Go(f)
+	}
 }
 
 // ref is a key in the forms that are needed on the way to Redis.

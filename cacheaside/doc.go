@@ -16,9 +16,10 @@
 //     that the source had replaced before Invalidate was called.
 //   - With Update in its place, reads and writes of a key are linearizable: once
 //     a reader has seen a new value, nobody sees the old one.
-//   - One process at a time loads a key, one caller in that process, and the
+//   - One process at a time loads a key, for one caller in that process, and the
 //     others wait for it. Loads without a lease (Redis down, key fenced) are one
-//     at a time for each key and process.
+//     at a time for each key and process. Refreshes in the background come on top
+//     of that, one at a time for each key in all processes.
 //
 // This assumes a Redis primary that does not forget acknowledged writes (so not
 // across a failover to a lagging replica), a loader that reads what was written

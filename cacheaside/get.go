@@ -164,6 +164,7 @@ func (c *Cache[K, V]) getRef(ctx context.Context, r *ref[K]) (Entry[V], error) {
 		}
 		if err != nil && !isAnswer(err) && fallback && ctx.Err() == nil {
 			c.stats.stale.Add(1)
+			now.entry.Value = c.clone(now.entry.Value)
 			return now.entry, nil
 		}
 		return e, err
@@ -288,7 +289,9 @@ func (c *Cache[K, V]) judgeRead(r *ref[K], now *found[V], get *redis.StringCmd, 
 		c.unread(now.err)
 	case err != nil:
 		now.state, now.err = unavailable, err
-		c.report("get", err)
+		if !errors.Is(err, context.Canceled) { // the caller left
+			c.report("get", err)
+		}
 	case get.Err() == redis.Nil:
 		now.state = absent
 	default:

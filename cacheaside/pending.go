@@ -108,14 +108,15 @@ func (p *pending) removeTag(tag string) {
 
 // startRetry makes sure that pending invalidations are tried again.
 func (c *Cache[K, V]) startRetry() {
+	c.life.Lock()
+	defer c.life.Unlock()
 	p := &c.pending
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.retrying || c.closed.Load() {
-		return
+	if !p.retrying {
+		p.retrying = true
+		c.spawn(c.retry)
 	}
-	p.retrying = true
-	c.workers.Go(c.retry)
 }
 
 // retry tries pending invalidations again until none is left.

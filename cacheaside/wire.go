@@ -54,20 +54,22 @@ func (c *Cache[K, V]) startBus() {
 	if c.bus == nil || c.busUp.Load() {
 		return
 	}
-	c.busOnce.Do(func() {
-		if c.cfg.Tracking {
-			c.workers.Go(c.track)
-		} else {
-			c.bus.message = c.receive
-			c.bus.proved = c.proved
-			c.bus.lost = c.lost
-			c.workers.Go(func() { c.bus.run(c.closing) })
-		}
-		if c.cfg.OnInvalidate != nil {
-			c.workers.Go(c.deliver)
-		}
-		c.busUp.Store(true)
-	})
+	c.life.Lock()
+	defer c.life.Unlock()
+	if c.busUp.Swap(true) {
+		return
+	}
+	if c.cfg.Tracking {
+		c.spawn(c.track)
+	} else {
+		c.bus.message = c.receive
+		c.bus.proved = c.proved
+		c.bus.lost = c.lost
+		c.spawn(func() { c.bus.run(c.closing) })
+	}
+	if c.cfg.OnInvalidate != nil {
+		c.spawn(c.deliver)
+	}
 }
 
 // proved extends the time for which the first level may be served.
