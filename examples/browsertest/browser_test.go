@@ -137,15 +137,32 @@ func (d *device) openLive() {
 // click clicks an element; follow does too and waits for the page it leads to.
 func (d *device) click(sel string) {
 	d.t.Helper()
-	d.do("click "+sel, chromedp.Click(chromedp.CSS(sel), chromedp.NodeVisible))
+	d.press("click "+sel, func(ctx context.Context) error {
+		return chromedp.Do(ctx, chromedp.Click(chromedp.CSS(sel), chromedp.NodeVisible))
+	})
 }
 
 func (d *device) follow(sel string) {
 	d.t.Helper()
+	d.press("follow "+sel, func(ctx context.Context) error {
+		_, err := chromedp.RunResponse(ctx, chromedp.Click(chromedp.CSS(sel), chromedp.NodeVisible))
+		return err
+	})
+}
+
+// press tries again if the stream has replaced the element in the very moment.
+func (d *device) press(what string, click func(context.Context) error) {
+	d.t.Helper()
 	ctx, cancel := context.WithTimeout(d.ctx, patience)
 	defer cancel()
-	if _, err := chromedp.RunResponse(ctx, chromedp.Click(chromedp.CSS(sel), chromedp.NodeVisible)); err != nil {
-		d.t.Fatalf("%s: follow %s: %v", d.name, sel, err)
+	for try := 0; ; try++ {
+		err := click(ctx)
+		if err == nil {
+			return
+		}
+		if try == 5 || !strings.Contains(err.Error(), "node") {
+			d.t.Fatalf("%s: %s: %v", d.name, what, err)
+		}
 	}
 }
 
@@ -164,6 +181,14 @@ func evaluate[T any](d *device, js string) T {
 func (d *device) text(sel string) string {
 	d.t.Helper()
 	return evaluate[string](d, fmt.Sprintf(`document.querySelector(%q)?.textContent.trim() ?? ""`, sel))
+}
+
+func sendKeys(sel, keys string) chromedp.Action[chromedp.Void] {
+	return chromedp.SendKeys(chromedp.CSS(sel), keys)
+}
+
+func selectOption(sel, value string) chromedp.Action[chromedp.Void] {
+	return chromedp.SetValue(chromedp.CSS(sel), value)
 }
 
 // wait returns how long it took until js was true.

@@ -43,7 +43,7 @@ func startServer(t *testing.T, env ...string) string {
 		t.Fatalf("build the example: %v", err)
 	}
 	cmd := exec.Command(bin)
-	cmd.Env = append([]string{"ADDR=127.0.0.1:0"}, env...)
+	cmd.Env = append([]string{"ADDR=127.0.0.1:0", "REDIS_TIMEOUT=1s"}, env...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	stdout, err := cmd.StdoutPipe()
