@@ -1,11 +1,13 @@
 package docs
 
 import (
-	"encoding/json"
 	"fmt"
 	"go/ast"
+	"go/importer"
 	"go/parser"
 	"go/token"
+	"go/types"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,12 +17,18 @@ import (
 	"testing"
 )
 
-// TestPrograms compiles every whole program on the pages: a go block that begins
-// with "package main". Those that import a library which only the benchmarks know,
-// such as another session manager, are compiled there.
+// program is a whole program on a page.
+type program struct {
+	where string
+	file  *ast.File
+}
+
+// TestPrograms type-checks every whole program on the pages as the compiler would: a
+// go block that begins with "package main". Those that import a library which only
+// the benchmarks know, such as another session manager, are checked there.
 func TestPrograms(t *testing.T) {
-	homes := map[string]map[string]string{} // module directory → overlay
-	where := map[string]string{}            // directory of a program → page and line
+	fset := token.NewFileSet()
+	homes := map[string][]program{} // by module directory
 	n := 0
 	for _, m := range pages(t) {
 		for _, b := range m.blocks {
@@ -28,70 +36,94 @@ func TestPrograms(t *testing.T) {
 				continue
 			}
 			n++
+			where := fmt.Sprintf("%s:%d", m.path, b.line)
+			f, err := parser.ParseFile(fset, where, b.text, 0)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
 			home := root
-			if !importable(t, root, b.text) {
+			if !importable(t, root, f) {
 				home = root + "/benchmarks"
 			}
-			abs, err := filepath.Abs(home)
-			if err != nil {
-				t.Fatal(err)
-			}
-			// The overlay lets the go command see directories that are not there.
-			dir := fmt.Sprintf("program%d", n)
-			file := filepath.Join(t.TempDir(), "main.go")
-			// Not as main packages, which would all be linked.
-			text := strings.Replace(b.text, "package main", "package "+dir, 1)
-			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if homes[home] == nil {
-				homes[home] = map[string]string{}
-			}
-			homes[home][filepath.Join(abs, dir, "main.go")] = file
-			where[dir] = fmt.Sprintf("%s:%d", m.path, b.line)
+			homes[home] = append(homes[home], program{where, f})
 		}
 	}
 	if n < 3 {
 		t.Fatalf("found %d programs; something is wrong", n)
 	}
-	for home, files := range homes {
-		overlay, err := json.Marshal(map[string]any{"Replace": files})
-		if err != nil {
-			t.Fatal(err)
+	for home, programs := range homes {
+		for _, err := range check(t, fset, home, programs) {
+			t.Errorf("%v", err)
 		}
-		name := filepath.Join(t.TempDir(), "overlay.json")
-		if err := os.WriteFile(name, overlay, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		args := []string{"build", "-overlay=" + name}
-		for file := range files {
-			args = append(args, "./"+filepath.Base(filepath.Dir(file)))
-		}
-		slices.Sort(args[2:])
-		cmd := exec.Command("go", args...)
-		cmd.Dir = home
-		if out, err := cmd.CombinedOutput(); err != nil {
-			text := string(out)
-			for dir, page := range where {
-				text = regexp.MustCompile(`\b`+dir+`\b`).ReplaceAllString(text, dir+" ("+page+")")
+	}
+}
+
+// check returns what the compiler would say to programs in the module at home. It is
+// done here since compiling them one by one takes ten times as long.
+func check(t *testing.T, fset *token.FileSet, home string, programs []program) (errs []error) {
+	t.Helper()
+	args := []string{"list", "-export", "-deps", "-f", "{{.ImportPath}}\t{{.Export}}"}
+	for _, p := range programs {
+		for _, spec := range p.file.Imports {
+			if name := strings.Trim(spec.Path.Value, `"`); !slices.Contains(args, name) {
+				args = append(args, name)
 			}
-			t.Errorf("go build in %s: %v\n%s", home, err, text)
+		}
+	}
+	list := exec.Command("go", args...)
+	list.Dir = home
+	var stderr strings.Builder
+	list.Stderr = &stderr
+	out, err := list.Output()
+	if err != nil {
+		t.Fatalf("go list in %s: %v\n%s", home, err, stderr.String())
+	}
+	exports := map[string]string{} // package → file with what it exports
+	for line := range strings.Lines(string(out)) {
+		name, file, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		exports[name] = file
+	}
+	packages := importer.ForCompiler(fset, "gc", func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) })
+	for _, p := range programs {
+		conf := types.Config{Importer: packages, Error: func(err error) { errs = append(errs, err) }}
+		conf.Check("main", fset, []*ast.File{p.file}, nil)
+	}
+	return errs
+}
+
+func TestProgramsAreReallyChecked(t *testing.T) {
+	fset := token.NewFileSet()
+	f, err := parser.ParseFile(fset, "page.md:1", `package main
+import ("fmt"; "os"; "github.com/redporch/redporch/ratelimit")
+func main() {
+	x := ratelimit.New(nil, ratelimit.Config{Colour: 1})
+	fmt.Println("hello")
+}
+`, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var texts []string
+	for _, err := range check(t, fset, root, []program{{"page.md:1", f}}) {
+		texts = append(texts, err.Error())
+	}
+	got := strings.Join(texts, "; ")
+	for _, want := range []string{"unknown field Colour", "returns 2 values", "declared and not used: x", `"os" imported and not used`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("complaints are %q; want %q among them", got, want)
 		}
 	}
 }
 
 func isGo(b block) bool { return b.info == "go" || strings.HasPrefix(b.info, "go ") }
 
-// importable reports whether the module at home knows everything that text imports.
-func importable(t *testing.T, home, text string) bool {
+// importable reports whether the module at home knows everything that f imports.
+func importable(t *testing.T, home string, f *ast.File) bool {
 	t.Helper()
 	mod, err := os.ReadFile(home + "/go.mod")
 	if err != nil {
 		t.Fatal(err)
-	}
-	f, err := parser.ParseFile(token.NewFileSet(), "", text, parser.ImportsOnly)
-	if err != nil {
-		return true // the compiler will say it better
 	}
 	for _, spec := range f.Imports {
 		name := strings.Trim(spec.Path.Value, `"`)
