@@ -17,10 +17,9 @@ import (
 // engine is what all Conns over one client share: lanes, and the count of calls
 // in flight.
 type engine struct {
-	user     redis.UniversalClient // as given, for Client
-	rdb      redis.UniversalClient // what commands are sent on
+	rdb      redis.UniversalClient // as given
 	cluster  *redis.ClusterClient  // nil unless rdb is one
-	bounded  bool                  // rdb's sockets obey context deadlines
+	bounded  bool                  // our calls' sockets obey context deadlines
 	inflight atomic.Int64
 	lanes    *lanePair // of a single server; of a cluster whose topology is unknown yet
 
@@ -78,7 +77,8 @@ func check(rdb redis.UniversalClient) error {
 }
 
 // engines finds the engine of a client that is already in use. Both sides are
-// weak: an entry keeps neither the client nor the engine alive.
+// weak: an entry keeps neither the client nor the engine alive. A *redis.Client
+// keeps its engine alive by its view, so that it gets one only once.
 var engines struct {
 	sync.Mutex
 	m map[any]weak.Pointer[engine]
@@ -116,21 +116,11 @@ func engineFor(rdb redis.UniversalClient) *engine {
 }
 
 func newEngine(rdb redis.UniversalClient) *engine {
-	e := &engine{user: rdb, rdb: rdb}
+	e := &engine{rdb: rdb}
 	switch c := rdb.(type) {
 	case *redis.Client:
-		// A view on the same connection pool whose sockets obey context
-		// deadlines, and which leaves retries to retry.go: go-redis' own forget
-		// the reason when a deadline ends them, and with it whether the command
-		// may have been executed. WithTimeout gives the view its own copy of the
-		// options, which no call has used yet.
-		o := c.Options()
-		view := c.WithTimeout(o.ReadTimeout)
-		vo := view.Options()
-		vo.WriteTimeout = o.WriteTimeout
-		vo.ContextTimeoutEnabled = true
-		vo.MaxRetries = 0
-		e.rdb, e.bounded = view, true
+		e.bounded = true
+		c.AddHook(newView(c, e))
 	case *redis.ClusterClient:
 		e.cluster = c
 		o := c.Options()
@@ -144,8 +134,6 @@ func newEngine(rdb redis.UniversalClient) *engine {
 	e.lanes = e.newPair()
 	return e
 }
-
-func (e *engine) client() redis.UniversalClient { return e.user }
 
 // pairFor returns the lanes of the server that holds key.
 func (e *engine) pairFor(key string) *lanePair {
@@ -203,6 +191,7 @@ func (e *engine) exec(ctx context.Context, l *lane, cmds []redis.Cmder, caller c
 }
 
 func (e *engine) process(ctx context.Context, cmds []redis.Cmder) {
+	ctx = ours{ctx}
 	if len(cmds) == 1 {
 		// The error is on the command as well, but not if a hook returned one.
 		if err := e.rdb.Process(ctx, cmds[0]); err != nil && cmds[0].Err() == nil {

@@ -72,7 +72,7 @@ func New(rdb redis.UniversalClient, cfg Config) (*Conn, error) {
 }
 
 // Client returns the client the Conn was made from.
-func (c *Conn) Client() redis.UniversalClient { return c.eng.client() }
+func (c *Conn) Client() redis.UniversalClient { return c.eng.rdb }
 
 // IsCluster reports whether the client is a *redis.ClusterClient, where keys of
 // different hash slots can't meet in a script.
