@@ -33,6 +33,7 @@ const uniformAt = 3
 // subject is what a flight asks about one key under one set of policies.
 type subject struct {
 	set    *policySet
+	key    string
 	base   string
 	runs   []run // in order of arrival
 	first  [1]run
@@ -94,6 +95,25 @@ func (c *core) send(ctx context.Context, f *flight) {
 		}
 		if e := parse(part, cmd); e != nil {
 			fail(part, e)
+			continue
+		}
+		c.outdate(part)
+	}
+}
+
+// outdate drops the denials of keys of which something was taken: less remains
+// than they say, and under the windows of other policies with the same state units
+// may end sooner. It comes before any caller of the flight hears of it.
+func (c *core) outdate(part []*subject) {
+	if c.denied == nil {
+		return
+	}
+	for _, s := range part {
+		for i := range s.runs {
+			if s.runs[i].granted > 0 {
+				c.denied.bucket(s.key).drop(s.key)
+				break
+			}
 		}
 	}
 }
@@ -114,7 +134,7 @@ func (c *core) group(f *flight) {
 		if cl.left {
 			return
 		}
-		s := &subject{set: cl.set, base: cl.base}
+		s := &subject{set: cl.set, key: cl.key, base: cl.base}
 		s.runs = s.first[:0]
 		s.line(cl)
 		cl.subject = s
@@ -133,7 +153,7 @@ func (c *core) group(f *flight) {
 		k := subjectKey{cl.set, cl.base}
 		s := found[k]
 		if s == nil {
-			subjects = append(subjects, subject{set: cl.set, base: cl.base})
+			subjects = append(subjects, subject{set: cl.set, key: cl.key, base: cl.base})
 			s = &subjects[len(subjects)-1]
 			s.runs = s.first[:0]
 			found[k] = s

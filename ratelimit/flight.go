@@ -52,7 +52,8 @@ func (l *lanes) of(base string) *lane {
 // call is one caller's part of a flight.
 type call struct {
 	set  *policySet
-	base string // of its keys, see keys
+	key  string
+	base string // of its keys in Redis, see keys
 	// cost > 0 is taken whole, < 0 is up to -cost, 0 is a peek.
 	cost  int64
 	lease string // for sets with leases

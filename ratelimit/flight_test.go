@@ -65,18 +65,21 @@ func hold(t *testing.T, cfg ratelimit.Config, policies ...ratelimit.Policy) *hel
 	cfg.Timeout = 20 * time.Second
 	h := &held{l: newLimiter(t, rdb, cfg, policies...), direct: s.Client(), proxy: proxy}
 	// Two connections, and the script.
-	var wg sync.WaitGroup
-	for i := range 2 {
-		if _, err := h.l.Allow(t.Context(), "warm"); err != nil {
-			t.Fatal(err)
-		}
-		wg.Go(func() {
-			if _, err := h.l.Peek(context.Background(), fmt.Sprint("warm", i)); err != nil {
-				t.Errorf("Peek: %v", err)
-			}
-		})
+	if _, err := h.l.Allow(t.Context(), "warm"); err != nil {
+		t.Fatal(err)
 	}
-	wg.Wait()
+	var wg sync.WaitGroup
+	for delay := 20 * time.Millisecond; rdb.PoolStats().TotalConns < 2; delay *= 2 {
+		proxy.Set(redistest.Fault{Match: "evalsha", DelayReply: delay})
+		for i := range 2 {
+			wg.Go(func() {
+				if _, err := h.l.Peek(context.Background(), fmt.Sprint("warm", i)); err != nil {
+					t.Errorf("Peek: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+	}
 	h.runs = scriptRuns(t, h.direct)
 	proxy.Set(redistest.Fault{Match: "evalsha", DelayReply: time.Nanosecond}) // to count
 	s.Pause()

@@ -262,11 +262,6 @@ func (l *Limiter) proven(b *bucket, key string, cost int64) (Result, bool) {
 // learn keeps what a decision of Redis proves.
 func (l *Limiter) learn(b *bucket, epoch uint64, key string, cost int64, res *Result, s *subject, r *run, n int64, sent time.Duration) {
 	switch {
-	case res.Granted > 0:
-		// Less remains than an earlier denial says, and under the windows of other
-		// policies with the same state units may end sooner.
-		b.drop(key)
-		return
 	case res.Allowed || cost == 0 && !res.Banned:
 		return
 	case cost < 0:
@@ -289,7 +284,7 @@ func (c *core) forget(key string) {
 
 // ask lets Redis decide. The call is the n-th of run r on s, sent at sent.
 func (l *Limiter) ask(ctx context.Context, key string, cost int64, lease string) (s *subject, r *run, n int64, sent time.Duration, err error) {
-	f, seat, took, err := l.fly(ctx, call{set: l.set, base: l.keys.base(key), cost: cost, lease: lease})
+	f, seat, took, err := l.fly(ctx, call{set: l.set, key: key, base: l.keys.base(key), cost: cost, lease: lease})
 	if err != nil {
 		if took && l.cfg.RefundAbandoned && ctx.Err() != nil {
 			go func() {

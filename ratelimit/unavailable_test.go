@@ -91,7 +91,7 @@ func TestLocal(t *testing.T) {
 	for name, p := range five(8) {
 		t.Run(name, func(t *testing.T) {
 			rdb, proxy := breakable(t)
-			l := newLimiter(t, rdb, ratelimit.Config{Share: 0.5, Timeout: 200 * time.Millisecond}, p.OnUnavailable(ratelimit.Local))
+			l := newLimiter(t, rdb, ratelimit.Config{Share: 0.5}, p.OnUnavailable(ratelimit.Local))
 			if r, err := l.AllowN(t.Context(), "warm", 5); err != nil || !r.Allowed || r.Source != ratelimit.SourceRedis {
 				t.Fatalf("AllowN(5) = %+v, %v; want allowed by Redis", r, err)
 			}
