@@ -264,6 +264,7 @@ func TestSaveStopsAtAbsoluteEnd(t *testing.T) {
 		if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, 5*time.Minute) {
 			t.Errorf("TTL five minutes before the absolute end = %v; want 5m", got)
 		}
+		rdb.PExpire(t.Context(), k, 3*time.Minute) // less than a save may leave as it is
 		b.do(func(w http.ResponseWriter, r *http.Request) {
 			s, _ := st.Get(r, "s")
 			aged(20)
@@ -273,6 +274,54 @@ func TestSaveStopsAtAbsoluteEnd(t *testing.T) {
 			}
 			if n := rdb.Exists(t.Context(), k).Val(); n != 0 {
 				t.Error("the session is still there")
+			}
+		})
+	})
+}
+
+// A save leaves the expiry alone while a load would, too, and prolongs the
+// session otherwise. Both change the values, in one round trip.
+func TestSaveProlongsWhenDue(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{IdleTimeout: 20 * time.Minute, TouchEvery: 5 * time.Minute})
+		b := newBrowser()
+		b.edit(t, st, set("x", 1))
+		k := rdb.Keys(t.Context(), session.DefaultPrefix+"*").Val()[0]
+		for i, c := range []struct{ left, want time.Duration }{
+			{18 * time.Minute, 18 * time.Minute},
+			{14 * time.Minute, 20 * time.Minute},
+		} {
+			rdb.PExpire(t.Context(), k, c.left)
+			b.edit(t, st, func(s *sessions.Session) { s.Values["x"] = 10 + i; delete(s.Values, "gone"); s.Values[i] = true })
+			if got := sessionTTL(t, rdb, session.DefaultPrefix); !about(got, c.want) {
+				t.Errorf("TTL after a save with %v left = %v; want %v", c.left, got, c.want)
+			}
+			if got := b.values(t, st); got["x"] != 10+i || got[i] != true {
+				t.Errorf("Values = %v; want x = %d", got, 10+i)
+			}
+		}
+		// More fields than one HSET of the script takes, and deletions.
+		b.edit(t, st, func(s *sessions.Session) {
+			for i := range 500 {
+				s.Values["n"+strconv.Itoa(i)] = i
+			}
+		})
+		b.edit(t, st, func(s *sessions.Session) {
+			for i := range 500 {
+				s.Values["n"+strconv.Itoa(i)] = -i
+			}
+			delete(s.Values, "x")
+		})
+		got := b.values(t, st)
+		if _, there := got["x"]; there || got["n499"] != -499 || got["n0"] != 0 || len(got) != 502 {
+			t.Errorf("%d values, x %v, n499 %v; want 502, none, -499", len(got), there, got["n499"])
+		}
+		rdb.Del(t.Context(), k)
+		b.do(func(w http.ResponseWriter, r *http.Request) {
+			s, _ := st.Get(r, "s")
+			s.Values["x"] = 1
+			if _, err := st.Commit(w, r, s); err != nil || session.ID(s) == "" {
+				t.Errorf("a session that was gone at the load = %v; want a new one", err)
 			}
 		})
 	})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/gorilla/sessions"
@@ -96,7 +97,16 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if user != "" && (user != x.user || kind == saveAnew) {
 		entered = user
 	}
-	reply, err := st.runIndexed(ctx, opName(kind), tok, x.tok.key, &args, entered)
+	var reply saveReply
+	if left, ok := st.lasts(x, opts); ok && kind != saveAnew && x.bind == nil && len(args.expect) == 0 {
+		var found bool
+		found, err = st.runChange(ctx, opName(kind), tok.key, &args)
+		if found {
+			reply = saveReply{status: replyDone, created: x.meta.created, absolute: x.meta.absolute, ttl: left}
+		}
+	} else {
+		reply, err = st.runIndexed(ctx, opName(kind), tok, x.tok.key, &args, entered)
+	}
 	if err != nil {
 		return false, err
 	}
@@ -119,6 +129,18 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		st.background(func() { st.leaveIndex(ctx, oldUser, old.id) })
 	}
 	return cookie && st.sendCookie(w, x, opts), nil
+}
+
+// lasts reports whether a loaded session needs no prolonging yet, by the throttle
+// that a load obeys too, and how much is left of it.
+func (st *Store) lasts(x *state, opts sessions.Options) (left time.Duration, ok bool) {
+	if x.meta.idle <= 0 || x.ttl <= 0 || opts.MaxAge != x.was.MaxAge {
+		return 0, false
+	}
+	at := now()
+	left = x.ttl - at.Sub(x.at)
+	expired, due := st.standing(x.meta, left, at)
+	return left, left > 0 && !expired && !due
 }
 
 func opName(kind saveKind) string {

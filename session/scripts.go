@@ -14,6 +14,8 @@ import (
 var (
 	//go:embed save.lua
 	saveSource string
+	//go:embed change.lua
+	changeSource string
 	//go:embed index.lua
 	indexSource string
 	//go:embed heal.lua
@@ -24,6 +26,7 @@ var (
 	swapSource string
 
 	saveScript   = roundtrip.NewScript(saveSource)
+	changeScript = roundtrip.NewScript(changeSource)
 	indexScript  = roundtrip.NewScript(indexSource)
 	healScript   = roundtrip.NewScript(healSource)
 	revokeScript = roundtrip.NewScript(revokeSource)
@@ -108,4 +111,25 @@ func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, 
 		r.created, r.absolute, r.ttl = n[1], n[2], time.Duration(n[3])*time.Millisecond
 	}
 	return r, nil
+}
+
+// runChange runs change.lua and reports whether the session was there.
+func (st *Store) runChange(ctx context.Context, op, key string, a *saveArgs) (found bool, err error) {
+	args := make([]any, 0, 1+2*len(a.set)+len(a.del))
+	args = append(args, len(a.set))
+	for i := range a.set {
+		args = append(args, a.set[i].name, a.set[i].sealed)
+	}
+	for _, name := range a.del {
+		args = append(args, name)
+	}
+	reply, err := st.conn.Run(ctx, op, changeScript.Cmd(ctx, []string{key}, args...))
+	if err != nil {
+		return false, err
+	}
+	n, err := reply.Int64()
+	if err != nil {
+		return false, errReply
+	}
+	return n == 1, nil
 }

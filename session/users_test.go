@@ -192,6 +192,7 @@ func TestCountedCommands(t *testing.T) {
 		for range 2 { // the first time scripts and topology are learnt
 			login(t, b, st, "ada")
 			login(t, newBrowser(), st, "ada")
+			b.edit(t, st, set("x", 1))
 			st.RevokeUser(t.Context(), "ada")
 			b.jar = map[string]string{}
 		}
