@@ -71,8 +71,8 @@ type Config struct {
 	// TouchEvery is how much of its idle time a session must have spent before
 	// being loaded, or saved with other values, prolongs it: a load that does is
 	// followed by a write, and a save that does takes Redis three times as long.
-	// Zero means a tenth of the idle time,
-	// at most a minute; it must be below IdleTimeout.
+	// Zero means a tenth of the idle time, at most a minute; it must be below
+	// IdleTimeout.
 	TouchEvery time.Duration
 
 	// Cookie describes the cookies.

@@ -62,7 +62,8 @@
 //	revoke one / all           1 / 2
 //
 // A load that finds the session's idle time spent by more than Config.TouchEvery
-// prolongs it in the background.
+// prolongs it in the background, and a save then prolongs it as well. Otherwise
+// both leave its expiry alone.
 //
 // # When Redis fails
 //
