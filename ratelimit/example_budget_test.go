@@ -59,5 +59,5 @@ func Example_budget() {
 	// Output:
 	// "yes" <nil>
 	// "yes" <nil>
-	// "" budget used up: 91 left, again in 1h0m0s
+	// "" budget used up: 90 left, again in 1h0m0s
 }
