@@ -265,8 +265,12 @@ func TestSnippets(t *testing.T) {
 	}
 }
 
+// leftOut is a line that says that something is left out there.
+var leftOut = regexp.MustCompile(`(?m)^\s*…$`)
+
 // parseSnippet parses a file, declarations, statements, or imports and statements.
 func parseSnippet(text string) (*ast.File, error) {
+	text = leftOut.ReplaceAllString(text, "")
 	imports := regexp.MustCompile(`(?ms)^import (\([^)]*\)|\S* ?"[^"]*")\n`).FindString(text)
 	rest := strings.Replace(text, imports, "", 1)
 	var first error
