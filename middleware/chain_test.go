@@ -190,18 +190,18 @@ func TestWarnings(t *testing.T) {
 			func(e env) {
 				r := httptest.NewRequest("GET", "https://example.com/", nil)
 				sessionSetting(e.logger, newStore(t, rdb)).ServeHTTP(httptest.NewRecorder(), r)
-				plain, _ := session.New(rdb, session.Config{Keys: [][]byte{sessionKey}, Cookie: session.Cookie{InsecureHTTP: true}})
+				plain, _ := session.New(rdb, session.Config{Keys: [][]byte{sessionKey}, Timeout: 10 * time.Second, Cookie: session.Cookie{InsecureHTTP: true}})
 				ask(sessionSetting(e.logger, plain), "203.0.113.9:1") // over plain HTTP there is no choice
 			},
 			func(e env) {
-				plain, _ := session.New(rdb, session.Config{Keys: [][]byte{sessionKey}, Cookie: session.Cookie{InsecureHTTP: true}})
+				plain, _ := session.New(rdb, session.Config{Keys: [][]byte{sessionKey}, Timeout: 10 * time.Second, Cookie: session.Cookie{InsecureHTTP: true}})
 				r := httptest.NewRequest("GET", "https://example.com/", nil)
 				sessionSetting(e.logger, plain).ServeHTTP(httptest.NewRecorder(), r)
 			}},
 		{middleware.WarnUnsignedSessions,
 			func(e env) { ask(sessionSetting(e.logger, newStore(t, rdb)), "203.0.113.9:1") },
 			func(e env) {
-				unsigned, _ := session.New(rdb, session.Config{})
+				unsigned, _ := session.New(rdb, session.Config{Timeout: 10 * time.Second})
 				ask(sessionSetting(e.logger, unsigned), "203.0.113.9:1")
 			}},
 	} {
@@ -288,7 +288,7 @@ func TestAccessLog(t *testing.T) {
 		logger := slog.New(slog.NewJSONHandler(&buf, nil))
 		st := newStore(t, rdb)
 		limiter := newLimiter(t, rdb, ratelimit.Config{}, ratelimit.FixedWindow("api", 3, time.Minute))
-		cache, err := cacheaside.New(rdb, "names", func(_ context.Context, id string) (string, error) { return "ada", nil }, cacheaside.Config{TTL: time.Minute, L1Entries: -1})
+		cache, err := cacheaside.New(rdb, "names", func(_ context.Context, id string) (string, error) { return "ada", nil }, cacheaside.Config{Timeout: 10 * time.Second, TTL: time.Minute, L1Entries: -1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -370,7 +370,7 @@ func TestObserver(t *testing.T) {
 			func(ev middleware.Event) { seen[ev.Area+"."+ev.Op+"."+ev.Outcome] = true },
 			func(middleware.Event) { panic("an observer harms nobody") },
 			middleware.ExpvarObserver(counts), middleware.SlogObserver(logger, slog.LevelDebug))
-		st, err := session.New(rdb, session.Config{Keys: [][]byte{sessionKey}, Hooks: middleware.SessionHooks(obs)})
+		st, err := session.New(rdb, session.Config{Keys: [][]byte{sessionKey}, Timeout: 10 * time.Second, Hooks: middleware.SessionHooks(obs)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -380,7 +380,7 @@ func TestObserver(t *testing.T) {
 				return "", cacheaside.ErrNotFound
 			}
 			return "ada", nil
-		}, cacheaside.Config{TTL: time.Minute, Hooks: middleware.CacheHooks(obs, "names")})
+		}, cacheaside.Config{Timeout: 10 * time.Second, TTL: time.Minute, Hooks: middleware.CacheHooks(obs, "names")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -435,7 +435,7 @@ func TestCached(t *testing.T) {
 				return user{}, io.ErrUnexpectedEOF
 			}
 			return user{"ada"}, nil
-		}, cacheaside.Config{TTL: time.Minute})
+		}, cacheaside.Config{Timeout: 10 * time.Second, TTL: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}

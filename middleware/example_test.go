@@ -58,11 +58,11 @@ func plainLog() *slog.Logger {
 func Example() {
 	rdb, stop := exampleRedis()
 	defer stop()
-	sessions, err := session.New(rdb, session.Config{Keys: [][]byte{[]byte("32 random bytes from your config")}})
+	sessions, err := session.New(rdb, session.Config{Keys: [][]byte{[]byte("32 random bytes from your config")}, Timeout: 5 * time.Second})
 	if err != nil {
 		panic(err)
 	}
-	limiter, err := ratelimit.New(rdb, ratelimit.Config{Timeout: time.Second}, ratelimit.SlidingLog("api", 2, time.Minute))
+	limiter, err := ratelimit.New(rdb, ratelimit.Config{Timeout: 5 * time.Second}, ratelimit.SlidingLog("api", 2, time.Minute))
 	if err != nil {
 		panic(err)
 	}
@@ -103,7 +103,7 @@ func Example() {
 func ExampleSessions() {
 	rdb, stop := exampleRedis()
 	defer stop()
-	store, _ := session.New(rdb, session.Config{Keys: [][]byte{[]byte("32 random bytes from your config")}})
+	store, _ := session.New(rdb, session.Config{Keys: [][]byte{[]byte("32 random bytes from your config")}, Timeout: 5 * time.Second})
 	mux := http.NewServeMux()
 	mux.HandleFunc("/login", func(w http.ResponseWriter, r *http.Request) {
 		if err := middleware.Regenerate(r); err != nil {
@@ -138,7 +138,7 @@ func ExampleSessions() {
 func ExampleRateLimit() {
 	rdb, stop := exampleRedis()
 	defer stop()
-	api, _ := ratelimit.New(rdb, ratelimit.Config{Timeout: time.Second}, ratelimit.SlidingLog("api", 100, time.Minute))
+	api, _ := ratelimit.New(rdb, ratelimit.Config{Timeout: 5 * time.Second}, ratelimit.SlidingLog("api", 100, time.Minute))
 	failures, _ := api.With(ratelimit.FixedWindow("login", 3, 15*time.Minute))
 
 	login := middleware.RateLimit(failures, middleware.Join(middleware.Fixed("login"), middleware.ClientIP()), middleware.RateLimitConfig{
@@ -169,7 +169,7 @@ func ExampleRateLimit() {
 func ExampleRateLimit_tiers() {
 	rdb, stop := exampleRedis()
 	defer stop()
-	free, _ := ratelimit.New(rdb, ratelimit.Config{Timeout: time.Second}, ratelimit.FixedWindow("free", 1, time.Minute))
+	free, _ := ratelimit.New(rdb, ratelimit.Config{Timeout: 5 * time.Second}, ratelimit.FixedWindow("free", 1, time.Minute))
 	gold, _ := free.With(ratelimit.FixedWindow("gold", 1000, time.Minute)) // once, not for each request
 	account := func(r *http.Request) string { return r.FormValue("account") }
 
@@ -251,7 +251,7 @@ func ExampleCached() {
 	users, err := cacheaside.New(rdb, "user", func(_ context.Context, id string) (user, error) {
 		fmt.Println("asking the database for", id)
 		return user{"Ada"}, nil
-	}, cacheaside.Config{TTL: 5 * time.Minute, Timeout: time.Second})
+	}, cacheaside.Config{TTL: 5 * time.Minute, Timeout: 5 * time.Second})
 	if err != nil {
 		panic(err)
 	}
@@ -280,7 +280,7 @@ func ExampleObserve() {
 	defer stop()
 	counts := new(expvar.Map) // in a program: expvar.NewMap("redporch")
 	observer := middleware.ExpvarObserver(counts)
-	limiter, _ := ratelimit.New(rdb, ratelimit.Config{Timeout: time.Second, Hooks: middleware.RateLimitHooks(observer)},
+	limiter, _ := ratelimit.New(rdb, ratelimit.Config{Timeout: 5 * time.Second, Hooks: middleware.RateLimitHooks(observer)},
 		ratelimit.FixedWindow("api", 2, time.Minute))
 	h := middleware.Chain(
 		middleware.Observe(observer),
