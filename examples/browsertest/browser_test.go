@@ -21,8 +21,7 @@ const patience = time.Minute
 // browser is a Chromium without a window.
 type browser struct{ ctx context.Context }
 
-// startBrowser starts one that ends with the test. Start servers before it: a
-// page that is still open holds a server up.
+// startBrowser starts one that ends with the test.
 func startBrowser(t *testing.T) *browser {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
@@ -62,7 +61,8 @@ type device struct {
 	problems []string
 }
 
-// device opens a new profile. The page's viewport is wide.
+// device opens a new profile, which is closed when t ends, before the servers that
+// were started earlier. The page's viewport is wide.
 func (b *browser) device(t *testing.T, name, base string) *device {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext())

@@ -7,9 +7,10 @@ import (
 )
 
 func TestRateLimit(t *testing.T) {
-	everyRedis(t, func(t *testing.T, env []string) {
+	t.Parallel()
+	everyRedis(t, func(t *testing.T, b *browser, env []string) {
 		base := startServer(t, env...)
-		d := startBrowser(t).device(t, "browser", base)
+		d := b.device(t, "browser", base)
 		d.openLive()
 		d.click("#try-one")
 		d.wait("one used", `document.querySelector('#meter').value === 1`)
@@ -43,9 +44,10 @@ func TestRateLimit(t *testing.T) {
 }
 
 func TestProfile(t *testing.T) {
-	everyRedis(t, func(t *testing.T, env []string) {
+	t.Parallel()
+	everyRedis(t, func(t *testing.T, b *browser, env []string) {
 		base := startServer(t, env...)
-		d := startBrowser(t).device(t, "browser", base)
+		d := b.device(t, "browser", base)
 		d.openLive()
 		d.click("#load")
 		d.wait("a load", `document.querySelector('#source').textContent === 'loader'`)
@@ -65,9 +67,10 @@ func TestProfile(t *testing.T) {
 }
 
 func TestBreakRedis(t *testing.T) {
-	everyRedis(t, func(t *testing.T, env []string) {
+	t.Parallel()
+	everyRedis(t, func(t *testing.T, b *browser, env []string) {
 		base := startServer(t, env...)
-		d := startBrowser(t).device(t, "browser", base)
+		d := b.device(t, "browser", base)
 		d.openLive()
 		d.follow("#login-ada")
 		d.wait("signed in", `document.querySelector('#user')`)

@@ -9,9 +9,9 @@ import (
 )
 
 func TestDevices(t *testing.T) {
-	everyRedis(t, func(t *testing.T, env []string) {
+	t.Parallel()
+	everyRedis(t, func(t *testing.T, b *browser, env []string) {
 		base := startServer(t, env...)
-		b := startBrowser(t)
 		first, second := b.device(t, "first", base), b.device(t, "second", base)
 
 		first.openLive()
@@ -56,6 +56,7 @@ func TestDevices(t *testing.T) {
 
 // Two servers share one Redis: what happens at one is seen at the other.
 func TestTwoServers(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	env := []string{"REDIS_URL=unix://" + s.Addr(), "SESSION_KEYS=" + strings.Repeat("ab", 32)}
 	one, two := startServer(t, env...), startServer(t, env...)

@@ -39,6 +39,7 @@ func (d *device) screenshot(dir, name string) []byte {
 // lets axe-core look at each. SCREENSHOTS names a directory to keep them in;
 // UPDATE_DEMO=1 writes the README's picture.
 func TestLooks(t *testing.T) {
+	t.Parallel()
 	dir := os.Getenv("SCREENSHOTS")
 	if dir == "" {
 		dir = t.TempDir()

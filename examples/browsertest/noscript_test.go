@@ -9,9 +9,10 @@ import (
 
 // All forms work in a browser that runs no scripts.
 func TestWithoutJavaScript(t *testing.T) {
-	everyRedis(t, func(t *testing.T, env []string) {
+	t.Parallel()
+	everyRedis(t, func(t *testing.T, b *browser, env []string) {
 		base := startServer(t, env...)
-		d := startBrowser(t).device(t, "no script", base)
+		d := b.device(t, "no script", base)
 		if _, err := chromedp.Call(d.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true}); err != nil {
 			t.Fatal(err)
 		}

@@ -84,11 +84,13 @@ func startServer(t *testing.T, env ...string) string {
 	}
 }
 
-// everyRedis runs body on the Redis inside the example, and on a real one.
-func everyRedis(t *testing.T, body func(t *testing.T, env []string)) {
-	t.Run("embedded", func(t *testing.T) { body(t, nil) })
+// everyRedis runs body on the Redis inside the example, and on a real one, in one
+// browser.
+func everyRedis(t *testing.T, body func(t *testing.T, b *browser, env []string)) {
+	b := startBrowser(t)
+	t.Run("embedded", func(t *testing.T) { body(t, b, nil) })
 	t.Run("server", func(t *testing.T) {
 		s := redistest.Start(t)
-		body(t, []string{"REDIS_URL=unix://" + s.Addr()})
+		body(t, b, []string{"REDIS_URL=unix://" + s.Addr()})
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/redporch/redporch/internal/redistest"
 )
 
 // While Redis is broken each card does what its policy says, within a bound, and
@@ -107,5 +109,35 @@ func (b *browser) eventually(what, path, pattern string) {
 		if time.Since(start) > 10*time.Second {
 			b.t.Fatalf("%s did not come within 10 s: %s = %s; want %s", what, path, body, pattern)
 		}
+	}
+}
+
+// The breakage works for every kind of Redis, and mending it as well.
+func TestTopologies(t *testing.T) {
+	urls := map[string]func(t *testing.T) string{
+		"cluster": func(t *testing.T) string {
+			return "redis+cluster://" + redistest.StartCluster(t, 3, false).Addrs()[0]
+		},
+		"sentinel": func(t *testing.T) string {
+			s := redistest.StartSentinel(t, 5*time.Second)
+			return "redis+sentinel://" + s.Addrs()[0] + "?master_name=" + s.Name
+		},
+	}
+	for kind, start := range urls {
+		t.Run(kind, func(t *testing.T) {
+			b := newBrowser(t, startServer(t, map[string]string{"REDIS_URL": start(t)}))
+			b.eventually("the "+kind, "/healthz", `"kind":"`+kind+`","state":"ok"`)
+			b.ask("/login", url.Values{"user": {"ada"}}, 303)
+			if v := b.try("", 200); v.Decision.Source != "redis" {
+				t.Errorf("decided by %s; want redis", v.Decision.Source)
+			}
+			b.ask("/redis", url.Values{"mode": {"down"}}, 303)
+			b.ask("/healthz", nil, 503)
+			if _, body := b.ask("/api/profile?id=1", nil, 200); !strings.Contains(body, `"source":"loader"`) {
+				t.Errorf("profile = %s; want it from the loader, whose database is not broken", body)
+			}
+			b.ask("/redis", url.Values{"mode": {"working"}}, 303)
+			b.eventually("the mended "+kind, "/api/me", `"user":"ada"`)
+		})
 	}
 }
