@@ -186,7 +186,7 @@ var faults = []fault{
 		name: "cut before, after, and in the middle of the reply",
 		during: sprinkle(redistest.Fault{Match: "evalsha", Times: 1, CutAfter: true}, redistest.Fault{Times: 1, TruncateReply: 3},
 			redistest.Fault{Match: "evalsha", Times: 1, TruncateReply: 2, Reset: true}, redistest.Fault{Times: 2, CutBefore: true, Reset: true}),
-		lasts: 600 * time.Millisecond,
+		lasts: 1500 * time.Millisecond,
 		want:  healthy.and(down),
 	},
 	{
@@ -388,9 +388,16 @@ func (f *fault) run(t *testing.T, table *strings.Builder) {
 	}, said)
 
 	cells := make([]figures, len(tenants))
-	for i := range cells { // while all is well, so that connections and scripts are warm
-		if got := spin(tenants[i], 0, 1, 30*time.Millisecond); len(extra(got.answers, healthy[tenants[i].name()])) > 0 {
-			t.Fatalf("%s answers %v before the fault; want %v", tenants[i].name(), got.answers, healthy[tenants[i].name()])
+	for _, x := range tenants { // while all is well, so that connections and scripts are warm
+		err := eventually(5*time.Second, func() error {
+			got := spin(x, 0, 1, 30*time.Millisecond)
+			if more := extra(got.answers, healthy[x.name()]); len(more) > 0 {
+				return fmt.Errorf("%s answers %v before the fault; want %q", x.name(), got.answers, healthy[x.name()])
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 	if f.strike != nil {
@@ -491,7 +498,7 @@ func (f *fault) judge(t *testing.T, x tenant, c *figures) {
 		strays += c.answers[a]
 	}
 	// A busy machine makes a call miss its deadline now and then.
-	if strays > 2+c.requests/20 {
+	if strays > 4+c.requests/10 {
 		t.Errorf("%s answered %v; want next to nothing but %q", name, c.answers, want)
 	}
 	if c.answers[want[0]] == 0 {

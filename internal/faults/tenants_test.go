@@ -26,7 +26,7 @@ import (
 
 // timeout is every package's budget for one call to Redis. A request makes two
 // or three.
-const timeout = 250 * time.Millisecond
+const timeout = 500 * time.Millisecond
 
 // workers make requests to one package at the same time.
 const workers = 4
@@ -167,7 +167,7 @@ func newSessionTenant(t *testing.T, rdb redis.UniversalClient, said *texts) *ses
 		t.Fatal(err)
 	}
 	x := &sessionTenant{store: store, said: said}
-	if x.cookie, err = signIn(store); err != nil {
+	if err := eventually(5*time.Second, func() (err error) { x.cookie, err = signIn(store); return err }); err != nil {
 		t.Fatal(err)
 	}
 	return x
@@ -266,9 +266,14 @@ func newLimitTenant(t *testing.T, rdb redis.UniversalClient, said *texts) *limit
 		closed: limiter("faults:closed:", ratelimit.FailClosed, ratelimit.SlidingLog("hour", fewUnits, time.Hour)),
 		said:   said,
 	}
-	x.request(0, 0)
-	if x.acked.Load() == 0 {
-		t.Fatal("ratelimit: Redis did not decide before the fault")
+	err := eventually(5*time.Second, func() error {
+		if x.request(0, 0); x.acked.Load() == 0 {
+			return errors.New("ratelimit: Redis did not decide before the fault")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	return x
 }
@@ -468,7 +473,7 @@ func newHTTPTenant(t *testing.T, rdb redis.UniversalClient) *httpTenant {
 		middleware.RateLimit(limiter, middleware.ClientIP(), middleware.RateLimitConfig{}),
 		middleware.Sessions(store, "sid", middleware.SessionsConfig{}),
 	)(mux)
-	if x.cookie, err = signIn(store); err != nil {
+	if err := eventually(5*time.Second, func() (err error) { x.cookie, err = signIn(store); return err }); err != nil {
 		t.Fatal(err)
 	}
 	return x
