@@ -224,7 +224,8 @@ func (l *l1[K, V]) purge() {
 	l.epoch.Add(1)
 	for i := range l.stripes { // wait for a put that has checked the epoch
 		l.stripes[i].mu.Lock()
-		l.stripes[i].mu.Unlock() //nolint:staticcheck // an empty critical section is the point
+		l.stripes[i].gen++
+		l.stripes[i].mu.Unlock()
 	}
 	if l.byInt != nil {
 		l.byInt.InvalidateAll()

@@ -143,7 +143,7 @@ func TestSessionCommitFails(t *testing.T) {
 			w.Header().Set("Content-Length", "5")
 			switch r.FormValue("how") {
 			case "redirect":
-				http.Redirect(w, r, "/get", 303)
+				http.Redirect(w, r, "/get", http.StatusSeeOther)
 			case "write":
 				if _, err := io.WriteString(w, "hello"); !errors.Is(err, middleware.ErrReplaced) {
 					t.Errorf("write into a replaced response = %v; want ErrReplaced", err)

@@ -217,7 +217,7 @@ func TestSessionRegenerate(t *testing.T) {
 				t.Error(err)
 			}
 			middleware.Session(r).Values["user"] = "ada"
-			http.Redirect(w, r, "/get", 303)
+			http.Redirect(w, r, "/get", http.StatusSeeOther)
 		}))
 		old := s.get(t, "/set?k=v").Cookies()[0].String()
 		res := s.get(t, "/do")

@@ -69,7 +69,7 @@ var matrix = []struct {
 		return http.NewResponseController(w).Flush()
 	}},
 	{"redirect", "", "", 303, "", func(w http.ResponseWriter, r *http.Request) error {
-		http.Redirect(w, r, "/get", 303)
+		http.Redirect(w, r, "/get", http.StatusSeeOther)
 		return nil
 	}},
 	{"HEAD", "", "HEAD", 200, "", func(w http.ResponseWriter, _ *http.Request) error { _, err := w.Write([]byte("x")); return err }},

@@ -191,7 +191,6 @@ func TestGorillaContract(t *testing.T) {
 		})
 		t.Run("typed keys and nested values", func(t *testing.T) {
 			b := newBrowser()
-			type point struct{ X, Y int }
 			b.edit(t, st, func(s *sessions.Session) {
 				s.Values[role("admin")] = true
 				s.Values[1] = "int"

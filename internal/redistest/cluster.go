@@ -128,6 +128,7 @@ func (c *Cluster) form() error {
 		return err
 	}
 	return pollAll(ctx, "cluster_state:ok and every node to know all replicas", rdbs, func(rdb *redis.Client) bool {
+		//lint:ignore SA1019 CLUSTER SHARDS came with Redis 7.0, and the floor is 6.2.
 		ranges := rdb.ClusterSlots(ctx).Val()
 		known := 0
 		for _, r := range ranges {
@@ -182,6 +183,7 @@ func (c *Cluster) Client(change ...func(*redis.ClusterOptions)) *redis.ClusterCl
 func (c *Cluster) Owner(ctx context.Context, slot int) (*Server, error) {
 	rdb := newSetupClient(c.Masters[0])
 	defer rdb.Close()
+	//lint:ignore SA1019 CLUSTER SHARDS came with Redis 7.0, and the floor is 6.2.
 	ranges, err := rdb.ClusterSlots(ctx).Result()
 	if err != nil {
 		return nil, err

@@ -145,8 +145,7 @@ func TestCoalescing(t *testing.T) {
 			if together.Load() != 0 {
 				t.Errorf("one caller shared %d flights; want 0", together.Load())
 			}
-			var n redistest.Commands
-			n = redistest.Count(t, rdb, func() { callers(64, 20, func(int) { mustIncr(t, c, "n") }) })
+			n := redistest.Count(t, rdb, func() { callers(64, 20, func(int) { mustIncr(t, c, "n") }) })
 			if off {
 				if together.Load() != 0 {
 					t.Errorf("%d calls shared a flight though NoCoalesce is set", together.Load())
