@@ -257,7 +257,7 @@ var faults = []fault{
 		// an error.
 		want: answers{
 			"session":    {"error"},
-			"ratelimit":  {"error", "redis"},
+			"ratelimit":  {"strict error", "redis"},
 			"cacheaside": {"loaded", "invalidated", "cached"},
 			"middleware": {"session 500", "plain 200"},
 		},
@@ -267,7 +267,7 @@ var faults = []fault{
 		name:    "garbage at every key",
 		strike:  func(t *testing.T, p *place) { replace(t, p, "garbage") },
 		mend:    func(t *testing.T, p *place) { p.undo() },
-		want:    healthy.but("session", "gone").but("ratelimit", "redis", "error").but("middleware", "session 401", "plain 200"),
+		want:    healthy.but("session", "gone").but("ratelimit", "redis", "strict error").but("middleware", "session 401", "plain 200"),
 		forgets: []string{"ratelimit"},
 	},
 	{

@@ -46,13 +46,13 @@ type tenant interface {
 var (
 	healthy = answers{
 		"session":    {"ok"},
-		"ratelimit":  {"redis"},
+		"ratelimit":  {"redis", "strict redis"},
 		"cacheaside": {"invalidated", "cached", "loaded"},
 		"middleware": {"session 200", "plain 200"},
 	}
 	down = answers{
 		"session":    {"unavailable"},
-		"ratelimit":  {"open", "closed"},
+		"ratelimit":  {"open", "strict closed"},
 		"cacheaside": {"loaded", "queued"},
 		"middleware": {"session 503", "plain 200"},
 	}
@@ -305,9 +305,9 @@ func (x *limitTenant) request(int, int) []string {
 	case err != nil && r.Allowed, r.Source == ratelimit.SourceFailClosed && r.Allowed:
 		list = append(list, "allowed with an error")
 	case err != nil:
-		list = append(list, "error")
+		list = append(list, "strict error")
 	default:
-		list = append(list, r.Source.String())
+		list = append(list, "strict "+r.Source.String())
 		if r.Allowed {
 			x.admitted.Add(1)
 		}
