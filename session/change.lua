@@ -8,7 +8,7 @@
 -- Returns     1 done, 0 gone
 -- Writes      KEYS[1]
 local key = KEYS[1]
-if redis.call('HEXISTS', key, 'm') == 0 then
+if not redis.call('HGET', key, 'm') then
   return 0
 end
 local at = 2 + 2 * tonumber(ARGV[1])
