@@ -422,8 +422,15 @@ func TestACL(t *testing.T) {
 			if err := s.Client(as).Get(t.Context(), "somebody else's").Err(); err == nil || err == redis.Nil {
 				t.Errorf("reading another key: %v; want it refused", err)
 			}
+			// Slowed down, some work is left out, such as a refresh that comes too late.
 			name, _, _ := strings.Cut(use.name, " ")
-			if want := line(strings.ToLower(strings.ReplaceAll(name, ".", "")), use.patterns, commands); !strings.Contains(string(text), want+"\n") {
+			want := line(strings.ToLower(strings.ReplaceAll(name, ".", "")), use.patterns, commands)
+			documented := false
+			for l := range strings.Lines(string(text)) {
+				head, _, _ := strings.Cut(want, "-@all")
+				documented = documented || strings.TrimSpace(l) == want || raceDetector && strings.HasPrefix(l, head) && subset(want, l)
+			}
+			if !documented {
 				t.Errorf("docs/acl.md lacks the line for %s:\n%s", use.name, want)
 			}
 
@@ -465,6 +472,12 @@ func TestACL(t *testing.T) {
 			t.Errorf("only %d commands were looked at", len(everything))
 		}
 	})
+}
+
+// subset reports whether all words of a are in b.
+func subset(a, b string) bool {
+	words := strings.Fields(b)
+	return !slices.ContainsFunc(strings.Fields(a), func(w string) bool { return !slices.Contains(words, w) })
 }
 
 // tokens returns the literal words among a command's arguments, and since when.

@@ -165,8 +165,12 @@ func TestHugeCookies(t *testing.T) {
 		allocated := after.TotalAlloc - before.TotalAlloc
 		t.Logf("10 MB, %s: %v, %d bytes allocated, %d round trips", c.name, took, allocated, sent.RoundTrips)
 		// 10 MB of 76-byte forgeries are 138,000 signatures to look at.
-		if took > 3*time.Second || allocated > 1<<20 || sent.RoundTrips > c.calls {
-			t.Errorf("10 MB, %s: %v, %d bytes, %d round trips; want less than 3 s, 1 MB and at most %d", c.name, took, allocated, sent.RoundTrips, c.calls)
+		most, room := 3*time.Second, uint64(1<<20)
+		if raceDetector { // which empties pools at random
+			most, room = 20*time.Second, 100<<20
+		}
+		if took > most || allocated > room || sent.RoundTrips > c.calls {
+			t.Errorf("10 MB, %s: %v, %d bytes, %d round trips; want less than %v, %d bytes and at most %d", c.name, took, allocated, sent.RoundTrips, most, room, c.calls)
 		}
 	}
 
@@ -250,7 +254,7 @@ func TestHugeValues(t *testing.T) {
 	rdb := s.Client()
 
 	t.Run("decompression bomb", func(t *testing.T) {
-		const bomb = 100 << 20
+		const bomb = 32 << 20
 		config := cacheaside.Config{TTL: time.Hour, L1Entries: -1, Timeout: 5 * time.Second}
 		big := config
 		big.MaxValue = 2 * bomb
@@ -263,7 +267,7 @@ func TestHugeValues(t *testing.T) {
 			t.Fatal(err)
 		}
 		stored := rdb.StrLen(ctx, "redporch:cache:zip:key").Val()
-		if stored < 100 || stored > 20<<20 {
+		if stored < 50 || stored > 20<<20 {
 			t.Fatalf("the bomb takes %d bytes in Redis; want it packed", stored)
 		}
 		var unreadable error
