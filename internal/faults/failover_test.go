@@ -80,16 +80,25 @@ func newFleet(t *testing.T, rdb redis.UniversalClient, name string, users int, s
 	t.Cleanup(func() { f.cache.Close() })
 	for i := range users {
 		u := &user{name: name + strconv.Itoa(i)}
-		err := eventually(5*time.Second, func() (err error) { u.cookie, err = signIn(f.store); return err })
+		tag := ""
+		err := eventually(10*time.Second, func() (err error) {
+			if u.cookie, err = signIn(f.store); err != nil || slot == nil {
+				return err
+			}
+			_, s, err := load(f.store, u.cookie)
+			if err != nil {
+				return err
+			}
+			tag, _, _ = strings.Cut(session.ID(s), ".")
+			if slot("{"+tag+"}")*3/16384 != i%3 {
+				return errors.New("a session on another master is wanted")
+			}
+			return nil
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if slot != nil {
-			_, s, err := load(f.store, u.cookie)
-			if err != nil {
-				t.Fatal(err)
-			}
-			tag, _, _ := strings.Cut(session.ID(s), ".")
 			u.slots = [3]int{
 				slot("{" + tag + "}"),
 				slot(fleetPrefix + name + ":{" + u.name + "}"),
