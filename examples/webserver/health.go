@@ -70,7 +70,9 @@ func (a *app) watch() {
 		})
 		before = st
 		points, sum := a.live.points()
-		a.pages.tell("live", liveUpdate{points[len(points)-1:], sum})
+		// More than the last one, since two ticks may be two seconds apart on the
+		// clock; the page knows which it has.
+		a.pages.tell("live", liveUpdate{points[len(points)-3:], sum})
 	}
 }
 
