@@ -70,13 +70,17 @@ func Example() {
 		}
 	}
 	for _, s := range spans.GetSpans() {
-		if len(s.Events) > 0 {
+		switch {
+		case s.Name == "eval": // the first run of a script; its EVALSHA before that was refused
+			fmt.Println(s.Name, "seen by redisotel")
+		case len(s.Events) > 0 && s.Events[0].Name != "exception":
 			fmt.Println(s.Name, s.Events[0].Name, s.Events[0].Attributes[0].Value.AsString())
 		}
 	}
 	// Unordered output:
 	// allowed 1
 	// denied 1
+	// eval seen by redisotel
 	// GET /hello redporch.ratelimit allowed
 	// GET redporch.ratelimit denied
 }
