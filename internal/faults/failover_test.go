@@ -60,20 +60,21 @@ type event struct {
 
 const fleetPrefix = "faults:fleet:"
 
-func newFleet(t *testing.T, rdb redis.UniversalClient, name string, users int, slot func(string) int) *fleet {
+// newFleet makes a fleet whose calls have the given deadline; 0 is the default.
+func newFleet(t *testing.T, rdb redis.UniversalClient, name string, users int, timeout time.Duration, slot func(string) int) *fleet {
 	t.Helper()
 	f := &fleet{slot: slot}
 	var err error
-	if f.store, err = session.New(rdb, session.Config{Keys: [][]byte{secret}, Prefix: fleetPrefix + name + ":"}); err != nil {
+	if f.store, err = session.New(rdb, session.Config{Keys: [][]byte{secret}, Prefix: fleetPrefix + name + ":", Timeout: timeout}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.store.Close() })
-	f.limiter, err = ratelimit.New(rdb, ratelimit.Config{Prefix: fleetPrefix + name + ":", PlainKeys: true}, ratelimit.FixedWindow("hour", 1e9, time.Hour))
+	f.limiter, err = ratelimit.New(rdb, ratelimit.Config{Prefix: fleetPrefix + name + ":", PlainKeys: true, Timeout: timeout}, ratelimit.FixedWindow("hour", 1e9, time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.cache, err = cacheaside.New(rdb, name, func(_ context.Context, key string) (string, error) { return "value of " + key, nil },
-		cacheaside.Config{TTL: time.Hour, L1Entries: -1, Prefix: fleetPrefix})
+		cacheaside.Config{TTL: time.Hour, L1Entries: -1, Prefix: fleetPrefix, Timeout: timeout})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,10 +290,11 @@ func TestCluster(t *testing.T) {
 	byDefault := redis.NewClusterClient(&redis.ClusterOptions{Addrs: cl.Addrs()})
 	t.Cleanup(func() { byDefault.Close() })
 	slot := func(key string) int { return int(asDocumented.ClusterKeySlot(context.Background(), key).Val()) }
-	fleets := []*fleet{newFleet(t, asDocumented, "documented", 9, slot), newFleet(t, byDefault, "default", 9, slot)}
 	names := []string{"documented options", "default options"}
 
 	t.Run("slots move", func(t *testing.T) {
+		// Deadlines that a busy machine keeps, since none may be missed.
+		fleets := []*fleet{newFleet(t, asDocumented, "moved1-", 9, 3*time.Second, slot), newFleet(t, byDefault, "moved2-", 9, 3*time.Second, slot)}
 		start := time.Now()
 		moves := 0
 		during(func() {
@@ -340,6 +342,7 @@ func TestCluster(t *testing.T) {
 	})
 
 	t.Run("a master dies", func(t *testing.T) {
+		fleets := []*fleet{newFleet(t, asDocumented, "documented", 9, 0, slot), newFleet(t, byDefault, "default", 9, 0, slot)}
 		const victim = 1
 		hit := func(slot int) bool { return slot*3/16384 == victim }
 		var killed time.Time
@@ -379,7 +382,7 @@ func TestCluster(t *testing.T) {
 func TestSentinel(t *testing.T) {
 	t.Parallel()
 	s := redistest.StartSentinel(t, 500*time.Millisecond)
-	f := newFleet(t, s.Client(), "sentinel", 6, nil)
+	f := newFleet(t, s.Client(), "sentinel", 6, 0, nil)
 	everywhere := func(int) bool { return true }
 	var killed time.Time
 	var failover time.Duration

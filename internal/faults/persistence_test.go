@@ -90,6 +90,7 @@ func TestPersistence(t *testing.T) {
 			time.Sleep(50 * time.Millisecond) // the load goes on against a dead server
 			cancel()
 			all.Wait()
+			time.Sleep(300 * time.Millisecond) // calls that were given up are over now
 			s.Restart()
 			waitForIt(t, rdb)
 
