@@ -390,7 +390,7 @@ func (f *fault) run(t *testing.T, table *strings.Builder) {
 	cells := make([]figures, len(tenants))
 	for _, x := range tenants { // while all is well, so that connections and scripts are warm
 		err := eventually(5*time.Second, func() error {
-			got := spin(x, 0, 1, 30*time.Millisecond)
+			got := spin(x, 0, 1, 30*time.Millisecond, "")
 			if more := extra(got.answers, healthy[x.name()]); len(more) > 0 {
 				return fmt.Errorf("%s answers %v before the fault; want %q", x.name(), got.answers, healthy[x.name()])
 			}
@@ -413,7 +413,7 @@ func (f *fault) run(t *testing.T, table *strings.Builder) {
 		lasts = 300 * time.Millisecond
 	}
 	for i, x := range tenants {
-		load.Go(func() { cells[i] = spin(x, 1000, workers, lasts) })
+		load.Go(func() { cells[i] = spin(x, 1000, workers, lasts, f.want[x.name()][0]) })
 	}
 	load.Wait()
 	cancel()
@@ -458,15 +458,25 @@ func (f *fault) run(t *testing.T, table *strings.Builder) {
 	t.Logf("%d requests, %d log lines of ours, %d of go-redis; said: %s", requests, ours, client, said)
 }
 
-// spin has workers make requests for a while.
-func spin(x tenant, first, workers int, d time.Duration) figures {
+// spin has workers make requests for a while, and for 3 s more at most until one
+// is answered as must be seen: where faults come at random, a short while may pass
+// without it.
+func spin(x tenant, first, workers int, d time.Duration, must string) figures {
 	var mu sync.Mutex
 	sum := figures{answers: map[string]int{}}
 	var running sync.WaitGroup
 	end := time.Now().Add(d)
+	goOn := func() bool {
+		if time.Now().Before(end) {
+			return true
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		return must != "" && sum.answers[must] == 0 && time.Now().Before(end.Add(3*time.Second))
+	}
 	for w := range workers {
 		running.Go(func() {
-			for n := first + 1; time.Now().Before(end); n++ {
+			for n := first + 1; goOn(); n++ {
 				start := time.Now()
 				got := x.request(w, n)
 				took := time.Since(start)
