@@ -1,9 +1,11 @@
 package middleware_test
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -16,7 +18,7 @@ import (
 	"github.com/redporch/redporch/ratelimit"
 )
 
-// sink is the cheapest writer that has what net/http's has.
+// sink is the cheapest writer that has what net/http's for HTTP/1 has.
 type sink struct {
 	header http.Header
 	n      int
@@ -32,6 +34,10 @@ func (s *sink) ReadFrom(r io.Reader) (int64, error) { return io.Copy(io.Discard,
 func (s *sink) SetReadDeadline(time.Time) error     { return nil }
 func (s *sink) SetWriteDeadline(time.Time) error    { return nil }
 func (s *sink) EnableFullDuplex() error             { return nil }
+func (s *sink) CloseNotify() <-chan bool            { return nil }
+func (s *sink) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return nil, nil, http.ErrNotSupported
+}
 
 func serveLoop(b *testing.B, h http.Handler, cookie *http.Cookie) {
 	b.Helper()

@@ -320,6 +320,9 @@ func (rl *rateLimiter) record(v *visit, d *Decision) {
 			}
 		}
 	}
+	if v.decisions == nil {
+		v.decisions = v.room.decisions[:0]
+	}
 	v.decisions = append(v.decisions, *d)
 	v.mu.Unlock()
 	if twice != "" {

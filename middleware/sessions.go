@@ -89,9 +89,12 @@ func (sm *sessionManager) serve(v *visit, w http.ResponseWriter, r *http.Request
 	t := v.track(w)
 	h := &holder{sm: sm, visit: v, writer: t, outer: r}
 	v.mu.Lock()
+	if v.holders == nil {
+		v.holders = v.room.holders[:0]
+	}
 	v.holders = append(v.holders, h)
 	v.mu.Unlock()
-	t.onBegin(h.beforeHeaders)
+	t.onBegin(h)
 	if sm.cfg.Eager {
 		h.preload(r)
 	}
@@ -127,6 +130,7 @@ type holder struct {
 	ended     bool            // the middleware has returned
 	cookies   http.Header     // what Regenerate and Destroy set
 	eager     chan loaded
+	headers   headerWriter // that commit writes to
 }
 
 type loaded struct {
@@ -300,7 +304,8 @@ func (h *holder) commit(reach bool) error {
 	}
 	h.cookies = nil
 	start := time.Now()
-	wrote, err := h.sm.store.Commit(&headerWriter{header}, h.outer, h.s)
+	h.headers.header = header
+	wrote, err := h.sm.store.Commit(&h.headers, h.outer, h.s)
 	if errors.Is(err, session.ErrSessionGone) {
 		h.gone = true
 		loggerOr(h.sm.cfg.Logger).LogAttrs(h.outer.Context(), slog.LevelInfo, "session was gone when it was to be saved",
@@ -362,12 +367,15 @@ func (h *holder) markPrivate(header http.Header) {
 			varied = varied || name == "*" || strings.EqualFold(name, "Cookie")
 		}
 	}
-	if !varied {
-		header["Vary"] = append(header["Vary"], "Cookie")
+	values := []string{"Cookie", "private"} // one allocation for the common case
+	if old := header["Vary"]; len(old) == 0 {
+		header["Vary"] = values[0:1:1]
+	} else if !varied {
+		header["Vary"] = append(old, "Cookie")
 	}
 	old := header["Cache-Control"]
 	if len(old) == 0 {
-		header["Cache-Control"] = []string{"private"}
+		header["Cache-Control"] = values[1:2:2]
 	} else {
 		private, public := false, false
 		var kept []string

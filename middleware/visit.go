@@ -26,6 +26,11 @@ type visit struct {
 	holders   []*holder
 	decisions []Decision
 	cache     string
+
+	room struct { // for what most requests have one of
+		holders   [1]*holder
+		decisions [1]Decision
+	}
 }
 
 type visitKey struct{}

@@ -31,98 +31,109 @@ type writer struct {
 	sent     bool // headers are out, or the connection is the handler's
 	hijacked bool
 	replaced bool
-	before   []beforeHeaders
+	before   []*holder // whose sessions are to be saved before the first byte
+	room     [1]*holder
 }
-
-// beforeHeaders is called once, with whether headers set now still reach the
-// client. It returns what to answer instead of what the handler is about to send,
-// or nil.
-type beforeHeaders func(headers bool) answer
 
 type answer func(w http.ResponseWriter)
 
+// newWriter wraps w. The writers of net/http's own servers, and those that have
+// nothing optional, get wrappers of our own, which are the writer itself under
+// another type; httpsnoop, which knows all combinations, makes a closure of each
+// method, 13 allocations in all.
 func newWriter(w http.ResponseWriter) *writer {
 	t := &writer{under: w}
-	t.out = httpsnoop.Wrap(w, httpsnoop.Hooks{
-		WriteHeader: func(next httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc {
-			return func(code int) {
-				if code < 200 && code != http.StatusSwitchingProtocols || code > 999 {
-					if !t.replaced {
-						next(code) // informational, or so wrong that net/http panics
-					}
-					return
-				}
-				if t.begin(code) {
-					next(code)
-				}
-			}
-		},
-		Write: func(next httpsnoop.WriteFunc) httpsnoop.WriteFunc {
-			return func(b []byte) (int, error) {
-				if !t.begin(http.StatusOK) {
-					return 0, ErrReplaced
-				}
-				n, err := next(b)
-				t.bytes += int64(n)
-				return n, err
-			}
-		},
-		WriteString: func(next httpsnoop.WriteStringFunc) httpsnoop.WriteStringFunc {
-			return func(s string) (int, error) {
-				if !t.begin(http.StatusOK) {
-					return 0, ErrReplaced
-				}
-				n, err := next(s)
-				t.bytes += int64(n)
-				return n, err
-			}
-		},
-		ReadFrom: func(next httpsnoop.ReadFromFunc) httpsnoop.ReadFromFunc {
-			return func(src io.Reader) (int64, error) {
-				if !t.begin(http.StatusOK) {
-					return 0, ErrReplaced
-				}
-				n, err := next(src)
-				t.bytes += n
-				return n, err
-			}
-		},
-		Flush: func(next httpsnoop.FlushFunc) httpsnoop.FlushFunc {
-			return func() {
-				if t.begin(http.StatusOK) {
-					next()
-				}
-			}
-		},
-		FlushError: func(next httpsnoop.FlushErrorFunc) httpsnoop.FlushErrorFunc {
-			return func() error {
-				if !t.begin(http.StatusOK) {
-					return ErrReplaced
-				}
-				return next()
-			}
-		},
-		Hijack: func(next httpsnoop.HijackFunc) httpsnoop.HijackFunc {
-			return func() (net.Conn, *bufio.ReadWriter, error) {
-				// Not before WriteHeader(101), if the handler sends it that way:
-				// then the hooks have run. Otherwise it writes its own headers to
-				// the connection, and ours are lost.
-				t.runHooks(false)
-				if t.replaced {
-					return nil, nil, ErrReplaced
-				}
-				conn, rw, err := next()
-				if err == nil {
-					t.sent, t.hijacked = true, true
-					if t.status == 0 {
-						t.status = http.StatusSwitchingProtocols
-					}
-				}
-				return conn, rw, err
-			}
-		},
-	})
+	switch optionalOf(w) {
+	case 0:
+		t.out = (*bareWriter)(t)
+	case http1Optional:
+		t.out = (*http1Writer)(t)
+	case http2Optional:
+		t.out = (*http2Writer)(t)
+	default:
+		t.out = httpsnoop.Wrap(w, httpsnoop.Hooks{
+			WriteHeader: func(httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc { return t.writeHeader },
+			Write:       func(httpsnoop.WriteFunc) httpsnoop.WriteFunc { return t.write },
+			WriteString: func(httpsnoop.WriteStringFunc) httpsnoop.WriteStringFunc { return t.writeString },
+			ReadFrom:    func(httpsnoop.ReadFromFunc) httpsnoop.ReadFromFunc { return t.readFrom },
+			Flush:       func(httpsnoop.FlushFunc) httpsnoop.FlushFunc { return t.flush },
+			FlushError:  func(httpsnoop.FlushErrorFunc) httpsnoop.FlushErrorFunc { return t.flushError },
+			Hijack:      func(httpsnoop.HijackFunc) httpsnoop.HijackFunc { return t.hijack },
+		})
+	}
 	return t
+}
+
+func (t *writer) writeHeader(code int) {
+	if code < 200 && code != http.StatusSwitchingProtocols || code > 999 {
+		if !t.replaced {
+			t.under.WriteHeader(code) // informational, or so wrong that net/http panics
+		}
+		return
+	}
+	if t.begin(code) {
+		t.under.WriteHeader(code)
+	}
+}
+
+func (t *writer) write(b []byte) (int, error) {
+	if !t.begin(http.StatusOK) {
+		return 0, ErrReplaced
+	}
+	n, err := t.under.Write(b)
+	t.bytes += int64(n)
+	return n, err
+}
+
+// The methods below are called only where the writer underneath has them.
+
+func (t *writer) writeString(s string) (int, error) {
+	if !t.begin(http.StatusOK) {
+		return 0, ErrReplaced
+	}
+	n, err := t.under.(io.StringWriter).WriteString(s)
+	t.bytes += int64(n)
+	return n, err
+}
+
+func (t *writer) readFrom(src io.Reader) (int64, error) {
+	if !t.begin(http.StatusOK) {
+		return 0, ErrReplaced
+	}
+	n, err := t.under.(io.ReaderFrom).ReadFrom(src)
+	t.bytes += n
+	return n, err
+}
+
+func (t *writer) flush() {
+	if t.begin(http.StatusOK) {
+		t.under.(http.Flusher).Flush()
+	}
+}
+
+func (t *writer) flushError() error {
+	if !t.begin(http.StatusOK) {
+		return ErrReplaced
+	}
+	return t.under.(errorFlusher).FlushError()
+}
+
+func (t *writer) hijack() (net.Conn, *bufio.ReadWriter, error) {
+	// Not before WriteHeader(101), if the handler sends it that way: then the hooks
+	// have run. Otherwise it writes its own headers to the connection, and ours are
+	// lost.
+	t.runHooks(false)
+	if t.replaced {
+		return nil, nil, ErrReplaced
+	}
+	conn, rw, err := t.under.(http.Hijacker).Hijack()
+	if err == nil {
+		t.sent, t.hijacked = true, true
+		if t.status == 0 {
+			t.status = http.StatusSwitchingProtocols
+		}
+	}
+	return conn, rw, err
 }
 
 // begin is called before anything is sent. It reports whether to go on.
@@ -147,7 +158,7 @@ func (t *writer) runHooks(headers bool) {
 	}
 	t.begun = true
 	for i := len(t.before) - 1; i >= 0; i-- { // the innermost first
-		if instead := t.before[i](headers); instead != nil {
+		if instead := t.before[i].beforeHeaders(headers); instead != nil {
 			t.replace(instead)
 			return
 		}
@@ -177,13 +188,15 @@ func forError(h http.Header) {
 	h["Cache-Control"] = []string{"no-store"}
 }
 
-// onBegin registers a hook. It reports false when it is too late for one.
-func (t *writer) onBegin(f beforeHeaders) bool {
+// onBegin has the session of h saved before the first byte, unless it is too late.
+func (t *writer) onBegin(h *holder) {
 	if t.begun || t.sent {
-		return false
+		return
 	}
-	t.before = append(t.before, f)
-	return true
+	if t.before == nil {
+		t.before = t.room[:0]
+	}
+	t.before = append(t.before, h)
 }
 
 // code is the status for reports: that which net/http sends by itself when a
