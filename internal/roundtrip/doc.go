@@ -17,6 +17,7 @@
 //     cluster redirect, not by this package.
 //   - Scripts by digest. EVALSHA first, EVAL for those the server does not know,
 //     in pipelines as well, where go-redis' own fallback does not exist.
+//   - Writes that replicas acknowledge, see replicate.go.
 //   - Classified errors, see errors.go.
 //   - A breaker: after several failures in a row calls fail at once instead of
 //     after a timeout, and probes find out when Redis is back.

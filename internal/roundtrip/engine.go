@@ -38,12 +38,14 @@ type engine struct {
 type lanePair struct {
 	breaker          breaker
 	repeatable, once lane
+	replicated       lane // see replicate.go
 }
 
 func (e *engine) newPair() *lanePair {
 	p := new(lanePair)
-	p.repeatable.eng, p.once.eng = e, e
-	p.repeatable.brk, p.once.brk = &p.breaker, &p.breaker
+	p.repeatable.eng, p.once.eng, p.replicated.eng = e, e, e
+	p.repeatable.brk, p.once.brk, p.replicated.brk = &p.breaker, &p.breaker, &p.breaker
+	p.replicated.waits = true
 	return p
 }
 

@@ -22,6 +22,8 @@ type lane struct {
 	eng *engine
 	brk *breaker
 
+	waits bool // flights wait for replicas, see replicate.go
+
 	mu      sync.Mutex
 	waiting *flight // gathers calls; nil if none wait
 	flying  int     // flights in the air, without the overdue ones
@@ -160,8 +162,12 @@ func (l *lane) fly() {
 			}
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), f.timeout)
-		for part := range slices.Chunk(cmds, maxFlight) {
-			l.eng.exec(ctx, l, part, context.Background())
+		if l.waits {
+			l.eng.execReplicated(ctx, l, cmds, f.timeout)
+		} else {
+			for part := range slices.Chunk(cmds, maxFlight) {
+				l.eng.exec(ctx, l, part, context.Background())
+			}
 		}
 		cancel()
 		close(f.landed)

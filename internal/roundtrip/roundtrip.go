@@ -144,10 +144,14 @@ func (c *Conn) send(ctx context.Context, op string, cmds []redis.Cmder) (coalesc
 	if isOnce(cmds) {
 		l = &pair.once
 	}
+	_, waits := cmds[len(cmds)-1].(*receipt)
+	if waits {
+		l = &pair.replicated
+	}
 	if !c.cfg.NoBreaker && !l.brk.allow() {
 		return false, &Error{Package: c.cfg.Name, Op: op, Kind: ErrUnavailable, Err: errBreakerOpen}
 	}
-	if c.eng.inflight.Add(1) <= directCallers || c.cfg.NoCoalesce {
+	if n := c.eng.inflight.Add(1); !waits && (n <= directCallers || c.cfg.NoCoalesce) {
 		err = c.direct(ctx, op, l, cmds)
 	} else {
 		coalesced = true
