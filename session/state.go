@@ -3,6 +3,7 @@ package session
 import (
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 	"weak"
@@ -60,50 +61,89 @@ type field struct{ name, value, sealed string }
 
 // The table of states finds a session's state whatever request it is saved
 // with: the request's context is replaced too often to be of use, and Values are
-// the app's. Keys are weak, so that the table keeps no session alive.
+// the app's. Sessions are held weakly, so that the table keeps none alive, and
+// found by address, which is theirs while they live.
 var table [32]struct {
 	sync.Mutex
-	m map[weak.Pointer[sessions.Session]]*state
+	m map[uintptr]filed
 }
 
-func shard(s *sessions.Session) int {
-	return int(uintptr(unsafe.Pointer(s)) / unsafe.Sizeof(*s) % uintptr(len(table)))
+type filed struct {
+	of weak.Pointer[sessions.Session]
+	x  *state
+}
+
+func place(s *sessions.Session) (shard int, addr uintptr) {
+	addr = uintptr(unsafe.Pointer(s))
+	return int(addr / unsafe.Sizeof(*s) % uintptr(len(table))), addr
 }
 
 // remember files a state under s.
 func remember(s *sessions.Session, x *state) {
-	key, i := weak.Make(s), shard(s)
+	entry := filed{weak.Make(s), x}
+	i, addr := place(s)
 	t := &table[i]
 	t.Lock()
 	if t.m == nil {
-		t.m = make(map[weak.Pointer[sessions.Session]]*state)
+		t.m = make(map[uintptr]filed)
 	}
-	t.m[key] = x
+	t.m[addr] = entry
 	t.Unlock()
-	runtime.AddCleanup(s, forget, place{key, i})
-}
-
-type place struct {
-	key   weak.Pointer[sessions.Session]
-	shard int
-}
-
-// forget removes the state of a session that nobody refers to any more.
-func forget(p place) {
-	t := &table[p.shard]
-	t.Lock()
-	delete(t.m, p.key)
-	t.Unlock()
+	if !sweeping.Load() && sweeping.CompareAndSwap(false, true) {
+		sweepNext()
+	}
 }
 
 func recall(s *sessions.Session) *state {
 	if s == nil {
 		return nil
 	}
-	t := &table[shard(s)]
+	i, addr := place(s)
+	t := &table[i]
 	t.Lock()
-	defer t.Unlock()
-	return t.m[weak.Make(s)]
+	entry := t.m[addr]
+	t.Unlock()
+	if entry.x == nil || entry.of.Value() != s { // of one that had this address before
+		return nil
+	}
+	return entry.x
+}
+
+// sweeping says that the next garbage collection is waited for.
+var sweeping atomic.Bool
+
+// sweepNext has the table swept when the next garbage collection has found out
+// which sessions are gone: a cleanup for a collection is cheaper than one for each
+// session.
+func sweepNext() {
+	type mark struct{ _ [4]uint64 } // too large to share its memory with what lives on
+	runtime.AddCleanup(new(mark), func(struct{}) {
+		if sweep() > 0 {
+			sweepNext()
+			return
+		}
+		sweeping.Store(false)
+		if sweep() > 0 && sweeping.CompareAndSwap(false, true) { // filed meanwhile
+			sweepNext()
+		}
+	}, struct{}{})
+}
+
+// sweep removes the states of sessions that nobody refers to any more, and
+// returns how many are left.
+func sweep() (left int) {
+	for i := range table {
+		t := &table[i]
+		t.Lock()
+		for addr, entry := range t.m {
+			if entry.of.Value() == nil {
+				delete(t.m, addr)
+			}
+		}
+		left += len(t.m)
+		t.Unlock()
+	}
+	return left
 }
 
 // home identifies where a session is kept, so that another Store over the same
