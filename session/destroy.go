@@ -11,7 +11,8 @@ import (
 // Destroy deletes s in Redis and its cookie, and empties s.Values. It finishes
 // even if the client disconnects. Values that are set afterwards make a new
 // session with a new id. The error matches ErrUnavailable if Redis could not be
-// asked; the session may then still be there, the cookie is deleted all the same.
+// asked; the session may then still be there, the cookie is deleted all the same. It
+// matches ErrNotReplicated as Save's does.
 func (st *Store) Destroy(w http.ResponseWriter, r *http.Request, s *sessions.Session) error {
 	x := st.own(s)
 	if n := s.Name(); n != "" {
@@ -34,11 +35,11 @@ func (st *Store) destroy(ctx context.Context, w http.ResponseWriter, r *http.Req
 	}
 	var err error
 	for _, tok := range toks {
-		if e := st.delete(ctx, x, tok); e != nil && err == nil {
+		if e := st.delete(ctx, x, tok); onMaster(err) && e != nil {
 			err = e
 		}
 	}
-	if err == nil {
+	if onMaster(err) {
 		if x.saved == stored {
 			st.n.destroyed.Add(1)
 			tell(st.cfg.Hooks.Destroyed, ctx, Event{Name: x.name, ID: x.tok.id, User: x.user})
@@ -67,7 +68,7 @@ func (st *Store) delete(ctx context.Context, x *state, tok token) error {
 			cmds = append([]redis.Cmder{blob}, cmds...)
 		}
 	}
-	return st.conn.Do(ctx, "destroy", cmds...)
+	return st.write(ctx, "destroy", cmds...)
 }
 
 // presented returns the tokens that the request's cookies called name hold.

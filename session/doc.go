@@ -69,7 +69,10 @@
 //
 // Loads and saves fail with ErrUnavailable within Config.Timeout; the session is
 // usable all the same. Deletions go on when the client has disconnected. No error
-// leads to a cookie: the client keeps the one it has.
+// but ErrNotReplicated leads to a cookie: the client keeps the one it has.
+//
+// Replication is asynchronous, so a failover may undo the last moments, a logout
+// among them. Config.Replicas makes writes wait for replicas.
 //
 // # Concurrency
 //

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -9,7 +10,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/gorilla/sessions"
-	"github.com/redis/go-redis/v9"
 )
 
 // saveKind is what a save does with a session that did not change.
@@ -107,7 +107,7 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	} else {
 		reply, err = st.runIndexed(ctx, opName(kind), tok, x.tok.key, &args, entered)
 	}
-	if err != nil {
+	if !onMaster(err) {
 		return false, err
 	}
 	switch reply.status {
@@ -128,7 +128,7 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if oldUser != "" && (oldUser != user || kind == saveAnew) {
 		st.background(func() { st.leaveIndex(ctx, oldUser, old.id) })
 	}
-	return cookie && st.sendCookie(w, x, opts), nil
+	return cookie && st.sendCookie(w, x, opts), err
 }
 
 // lasts reports whether a loaded session needs no prolonging yet, by the throttle
@@ -155,7 +155,7 @@ func (st *Store) create(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	was := *x
 	x.base, x.other, x.bytes, x.user, x.blob = nil, nil, 0, "", nil
 	wrote, err := st.createNew(ctx, w, r, s, x, opts)
-	if err != nil {
+	if !onMaster(err) {
 		x.base, x.other, x.bytes, x.user, x.blob = was.base, was.other, was.bytes, was.user, was.blob
 	}
 	return wrote, err
@@ -191,7 +191,7 @@ func (st *Store) createNew(ctx context.Context, w http.ResponseWriter, r *http.R
 		}
 	}
 	reply, err := st.runIndexed(ctx, "create", tok, "", &args, user)
-	if err != nil {
+	if !onMaster(err) {
 		return false, err
 	}
 	if reply.status != replyDone {
@@ -202,7 +202,7 @@ func (st *Store) createNew(ctx context.Context, w http.ResponseWriter, r *http.R
 	st.n.created.Add(1)
 	tell(st.cfg.Hooks.Created, ctx, Event{Name: x.name, ID: tok.id, User: user})
 	st.dropCarried(ctx, r, x)
-	return st.sendCookie(w, x, opts), nil
+	return st.sendCookie(w, x, opts), err
 }
 
 // tokenFor returns a token for a new session: the app's KeyGen's, if there is one.
@@ -326,17 +326,18 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok token, oldKey st
 		return st.runSave(ctx, op, tok.key, oldKey, args)
 	}
 	enter := indexScript.Cmd(ctx, []string{st.indexKey(user)}, tok.id, st.indexLife().Milliseconds())
-	var before []redis.Cmder
-	if st.cfg.MaxPerUser > 0 || st.conn.IsCluster() {
-		// In an order that a pipeline to several servers would not keep.
-		if err := st.conn.Do(ctx, "index", enter); err != nil {
-			return saveReply{}, err
-		}
-		if err := st.makeRoom(ctx, user, tok.id, oldKey); err != nil {
-			return saveReply{}, err
-		}
-	} else {
-		before = append(before, enter)
+	if st.cfg.MaxPerUser == 0 && !st.conn.IsCluster() {
+		return st.runSave(ctx, op, tok.key, oldKey, args, enter)
 	}
-	return st.runSave(ctx, op, tok.key, oldKey, args, before...)
+	// In an order that a pipeline to several servers would not keep.
+	entered := st.write(ctx, "index", enter)
+	if !onMaster(entered) {
+		return saveReply{}, entered
+	}
+	room := st.makeRoom(ctx, user, tok.id, oldKey)
+	if !onMaster(room) {
+		return saveReply{}, room
+	}
+	reply, err := st.runSave(ctx, op, tok.key, oldKey, args)
+	return reply, cmp.Or(err, room, entered)
 }

@@ -96,11 +96,13 @@ func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.Scrip
 	return cmd
 }
 
-// runSave runs save.lua, with other commands of the same moment before it.
+// runSave runs save.lua, with other commands of the same moment before it. The
+// reply is there beside an error for which onMaster is true.
 func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, before ...redis.Cmder) (saveReply, error) {
 	cmd := saveCmd(ctx, key, old, a)
-	if err := st.conn.Do(ctx, op, append(before, cmd)...); err != nil {
-		return saveReply{}, err
+	written := st.write(ctx, op, append(before, cmd)...)
+	if !onMaster(written) {
+		return saveReply{}, written
 	}
 	n, err := cmd.Int64Slice()
 	if err != nil || len(n) == 0 || n[0] == replyDone && len(n) != 4 {
@@ -110,10 +112,11 @@ func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, 
 	if r.status == replyDone {
 		r.created, r.absolute, r.ttl = n[1], n[2], time.Duration(n[3])*time.Millisecond
 	}
-	return r, nil
+	return r, written
 }
 
-// runChange runs change.lua and reports whether the session was there.
+// runChange runs change.lua and reports whether the session was there, also beside
+// an error for which onMaster is true.
 func (st *Store) runChange(ctx context.Context, op, key string, a *saveArgs) (found bool, err error) {
 	args := make([]any, 0, 1+2*len(a.set)+len(a.del))
 	args = append(args, len(a.set))
@@ -123,13 +126,14 @@ func (st *Store) runChange(ctx context.Context, op, key string, a *saveArgs) (fo
 	for _, name := range a.del {
 		args = append(args, name)
 	}
-	reply, err := st.conn.Run(ctx, op, changeScript.Cmd(ctx, []string{key}, args...))
-	if err != nil {
-		return false, err
+	cmd := changeScript.Cmd(ctx, []string{key}, args...)
+	written := st.write(ctx, op, cmd)
+	if !onMaster(written) {
+		return false, written
 	}
-	n, err := reply.Int64()
+	n, err := cmd.Int64()
 	if err != nil {
 		return false, errReply
 	}
-	return n == 1, nil
+	return n == 1, written
 }

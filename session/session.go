@@ -141,8 +141,9 @@ func (st *Store) find(r *http.Request, s *sessions.Session, x *state) error {
 //
 // The error matches ErrSessionGone if the session was deleted since it was
 // loaded, ErrUnavailable, ErrTooLarge, ErrUnsupported, ErrCookie, ErrConflict or
-// ErrTooManySessions. In all these cases no cookie is sent. w may be nil: then the
-// cookie is left out.
+// ErrTooManySessions. In all these cases no cookie is sent. With Config.Replicas it
+// may match ErrNotReplicated: then s is saved on the master, and the cookie is sent.
+// w may be nil: then the cookie is left out.
 func (st *Store) Save(r *http.Request, w http.ResponseWriter, s *sessions.Session) error {
 	_, err := st.save(w, r, s, saveAlways)
 	return err

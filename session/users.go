@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -176,7 +177,8 @@ func (st *Store) info(id string, cmds []redis.Cmder) Info {
 }
 
 // Revoke ends the session with a public id if it is bound to user, and reports
-// whether it was there. It takes one round trip. The error matches ErrUnavailable.
+// whether it was there. It takes one round trip. The error matches ErrUnavailable,
+// or ErrNotReplicated beside true.
 func (st *Store) Revoke(ctx context.Context, user, id string) (bool, error) {
 	if st.keyOfID(id) == "" || user == "" {
 		return false, nil
@@ -195,13 +197,14 @@ func (st *Store) revoked(ctx context.Context, user, id string) {
 // public ids in except, and returns how many there were. A session that gets a
 // new id meanwhile does not escape. It takes two round trips, and more if it met
 // sessions that were gone. After an error, which matches ErrUnavailable, some may
-// be left; calling again is safe.
+// be left; calling again is safe. ErrNotReplicated leaves none.
 func (st *Store) RevokeUser(ctx context.Context, user string, except ...string) (int, error) {
 	if user == "" {
 		return 0, nil
 	}
 	ctx = context.WithoutCancel(ctx)
 	n := 0
+	var short error
 	seen := make(map[string]bool)
 	for _, id := range except {
 		seen[id] = true
@@ -213,12 +216,15 @@ func (st *Store) RevokeUser(ctx context.Context, user string, except ...string) 
 		}
 		ids = slices.DeleteFunc(ids, func(id string) bool { return seen[id] })
 		if len(ids) == 0 {
-			return n, nil
+			return n, short
 		}
 		ended, again, err := st.revokeAll(ctx, user, ids)
 		n += ended
-		if err != nil || !again {
+		if !onMaster(err) {
 			return n, err
+		}
+		if short = cmp.Or(short, err); !again {
+			return n, short
 		}
 		for _, id := range ids {
 			seen[id] = true
@@ -233,7 +239,8 @@ func (st *Store) revokeAll(ctx context.Context, user string, ids []string) (n in
 	for i, id := range ids {
 		cmds[i] = st.revokeCmd(ctx, user, id)
 	}
-	if err := st.conn.Do(ctx, "revoke", cmds...); err != nil {
+	err = st.write(ctx, "revoke", cmds...)
+	if !onMaster(err) {
 		return 0, false, err
 	}
 	var ended []any
@@ -249,7 +256,7 @@ func (st *Store) revokeAll(ctx context.Context, user string, ids []string) (n in
 	if len(ended) > 0 && st.conn.IsCluster() {
 		st.leaveIndex(ctx, user, ended...)
 	}
-	return len(ended), again, nil
+	return len(ended), again, err
 }
 
 // revokeCmd ends one session. Its entry in the index goes with it where both can
@@ -286,10 +293,13 @@ func (st *Store) makeRoom(ctx context.Context, user, id, oldKey string) error {
 		st.leaveIndex(ctx, user, id)
 		return ErrTooManySessions
 	}
+	var short error
 	for _, old := range list[len(list)-over:] {
-		if _, err := st.Revoke(ctx, user, old.ID); err != nil {
+		if _, err := st.Revoke(ctx, user, old.ID); !onMaster(err) {
 			return err
+		} else if err != nil {
+			short = err
 		}
 	}
-	return nil
+	return short
 }

@@ -35,6 +35,7 @@ var uses = []struct {
 	work           func(rdb redis.UniversalClient) error
 }{
 	{"session", "~redporch:session:*", useSessions},
+	{"session with Replicas", "~redporch:session:*", useReplicas},
 	{"session with redisstore", "~redporch:session:* ~session:*", useRedisstore},
 	{"ratelimit", "~redporch:limit:*", useLimits},
 	{"cacheaside", "~redporch:cache:* &redporch:cache:*", func(rdb redis.UniversalClient) error { return useCache(rdb, false) }},
@@ -114,6 +115,27 @@ func useSessions(rdb redis.UniversalClient) error {
 		_, err = store.Clear(ctx)
 		s.ok(err)
 		store.Close()
+	}
+	return s.err()
+}
+
+// useReplicas does what useSessions does, and then what waits for replicas, of
+// which there are none.
+func useReplicas(rdb redis.UniversalClient) error {
+	s := steps{errs: []error{useSessions(rdb)}}
+	store, err := session.New(rdb, session.Config{Replicas: 1, Timeout: time.Second})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	r := httptest.NewRequest("GET", "/", nil)
+	x, err := store.New(r, "sid")
+	s.ok(err)
+	x.Values["a"] = 1
+	for _, err := range []error{store.Save(r, httptest.NewRecorder(), x), store.Destroy(httptest.NewRecorder(), r, x)} {
+		if !errors.Is(err, session.ErrNotReplicated) {
+			s.ok(fmt.Errorf("%w; want ErrNotReplicated", err))
+		}
 	}
 	return s.err()
 }
