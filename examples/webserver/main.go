@@ -3,94 +3,15 @@
 //
 //	go run ./examples/webserver
 //
-// needs nothing else: without REDIS_URL it runs an in-memory Redis inside. See
-// config.go for the environment variables.
+// needs nothing else: without REDIS_URL it runs an in-memory Redis inside. The code
+// is in examples/internal/demo, whose config.go lists the environment variables;
+// examples/observed is the same server with OpenTelemetry and Prometheus.
 package main
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"io"
-	"log/slog"
-	"net"
-	"net/http"
 	"os"
-	"os/signal"
-	"syscall"
-	"time"
+
+	"github.com/redporch/redporch/examples/internal/demo"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Getenv, os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
-}
-
-// run serves until ctx ends. It returns the exit code: 0 after a clean shutdown,
-// 2 for a wrong environment, 1 for everything else.
-func run(ctx context.Context, getenv func(string) string, stdout, stderr io.Writer) int {
-	cfg, err := readConfig(getenv)
-	if err != nil {
-		fmt.Fprintf(stderr, "webserver: %v\n", err)
-		return 2
-	}
-	logger := slog.New(newBoundedLog(slog.NewTextHandler(stderr, nil)))
-	if err := serve(ctx, cfg, stdout, logger); err != nil {
-		fmt.Fprintf(stderr, "webserver: %v\n", err)
-		return 1
-	}
-	return 0
-}
-
-func serve(ctx context.Context, cfg config, stdout io.Writer, logger *slog.Logger) error {
-	rds, err := openRedis(cfg)
-	if err != nil {
-		return err
-	}
-	defer rds.close()
-	app, err := newApp(cfg, rds, logger)
-	if err != nil {
-		return err
-	}
-	defer app.close()
-
-	ln, err := net.Listen("tcp", cfg.addr)
-	if err != nil {
-		return err
-	}
-	srv := &http.Server{
-		Handler:           app.handler(),
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
-	}
-	if cfg.randomKeys {
-		logger.Warn("SESSION_KEYS is empty: using a random key, so sessions end with this process; set it to 64 hex digits")
-	}
-	fmt.Fprintf(stdout, "Redis: %s\n", rds.description)
-	fmt.Fprintf(stdout, "Listening on %s, open http://localhost:%d/\n", ln.Addr(), ln.Addr().(*net.TCPAddr).Port)
-
-	srv.RegisterOnShutdown(app.stop) // or Shutdown would wait for the streams
-
-	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(ln) }()
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
-	}
-	fmt.Fprintln(stdout, "Shutting down.")
-	grace, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if err := srv.Shutdown(grace); err != nil {
-		return fmt.Errorf("shutdown: %w", err)
-	}
-	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
+func main() { os.Exit(demo.Main()) }

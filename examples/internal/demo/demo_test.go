@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"bytes"
@@ -42,14 +42,14 @@ func (o *output) String() string {
 
 var listening = regexp.MustCompile(`http://localhost:(\d+)/`)
 
-// startServer runs the program with env until the test ends, and returns its URL.
+// startServer runs the server with env until the test ends, and returns its URL.
 func startServer(t *testing.T, env map[string]string) string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var out, errs output
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, func(k string) string {
+		code <- Run(ctx, func(k string) string {
 			return cmp.Or(env[k], map[string]string{
 				"ADDR": "127.0.0.1:0",
 				// Tests of what Redis says don't want to hear the policies for when
@@ -367,7 +367,7 @@ func TestBadEnvironment(t *testing.T) {
 	} {
 		var out, errs output
 		name, value, _ := strings.Cut(env, "=")
-		code := run(t.Context(), func(k string) string {
+		code := Run(t.Context(), func(k string) string {
 			if k == name {
 				return value
 			}

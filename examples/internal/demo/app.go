@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -25,34 +25,38 @@ var pageFiles embed.FS
 var templateFiles embed.FS
 
 type app struct {
-	cfg      config
-	redis    *backend
-	log      *slog.Logger
-	sessions *session.Store
-	limiter  *ratelimit.Limiter
-	limits   *limits
-	source   *profileStore
-	profiles *cacheaside.Cache[int, profile]
-	live     *live
-	pages    hub
-	health   health
-	tmpl     *template.Template
-	cookie   string
+	cfg       config
+	redis     *backend
+	log       *slog.Logger
+	sessions  *session.Store
+	limiter   *ratelimit.Limiter
+	limits    *limits
+	source    *profileStore
+	profiles  *cacheaside.Cache[int, profile]
+	live      *live
+	pages     hub
+	health    health
+	telemetry allTelemetry
+	tmpl      *template.Template
+	cookie    string
 
 	ending chan struct{} // closed when the server shuts down
 	end    sync.Once
 	ended  sync.WaitGroup
 }
 
-func newApp(cfg config, rds *backend, log *slog.Logger) (*app, error) {
+func newApp(cfg config, rds *backend, log *slog.Logger, telemetry allTelemetry) (*app, error) {
 	a := &app{
 		cfg: cfg, redis: rds, log: log, source: &profileStore{rdb: rds.database}, live: new(live),
-		cookie: "sid", ending: make(chan struct{}),
+		telemetry: telemetry, cookie: "sid", ending: make(chan struct{}),
 	}
 	if cfg.behindTLS {
 		a.cookie = session.HostName("sid")
 	}
 	rds.rdb.AddHook(latencyHook{a.live})
+	if err := telemetry.redis(rds.rdb); err != nil { // before anything is made with it
+		return nil, err
+	}
 	counted := ratelimit.Hooks{OnDecision: func(d ratelimit.Decision) {
 		a.live.now(func(s *second) {
 			if d.Allowed {
@@ -72,15 +76,19 @@ func newApp(cfg config, rds *backend, log *slog.Logger) (*app, error) {
 		Cookie:  session.Cookie{InsecureHTTP: !cfg.behindTLS},
 		Label:   describeDevice,
 		Timeout: cfg.redisTimeout,
+		Hooks:   telemetry.sessions(),
 	})
-	a.limiter, errs[1] = ratelimit.New(rds.rdb, ratelimit.Config{Timeout: cfg.redisTimeout, Hooks: counted},
+	a.limiter, errs[1] = ratelimit.New(rds.rdb, ratelimit.Config{Timeout: cfg.redisTimeout, Hooks: telemetry.rateLimit("demo", counted)},
 		ratelimit.SlidingLog("demo", 20, 10*time.Second))
-	a.limits, errs[2] = newLimits(rds.rdb, cfg.redisTimeout, counted)
-	a.profiles, errs[3] = cacheaside.New(rds.rdb, "profile", a.source.load, cacheaside.Config{
-		TTL: time.Minute, Timeout: cfg.redisTimeout, OnInvalidate: a.tellInvalidation,
+	a.limits, errs[2] = newLimits(rds.rdb, cfg.redisTimeout, telemetry.rateLimit("try", counted))
+	a.profiles, errs[3] = cacheaside.New(rds.rdb, "profile", telemetry.load("profile", a.source.load), cacheaside.Config{
+		TTL: time.Minute, Timeout: cfg.redisTimeout, OnInvalidate: a.tellInvalidation, Hooks: telemetry.cache("profile"),
 	})
 	a.tmpl, errs[4] = template.ParseFS(templateFiles, "templates/*.html")
 	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	if err := telemetry.add("demo", a.sessions, "profile", a.profiles); err != nil {
 		return nil, err
 	}
 	a.ended.Go(a.watch)
@@ -123,6 +131,7 @@ func (a *app) handler() http.Handler {
 		middleware.Recover(middleware.RecoverConfig{Logger: a.log}),
 		secureHeaders,
 		middleware.ClientAddr(middleware.ClientAddrConfig{Trusted: a.cfg.trustedProxies, Logger: a.log}),
+		a.telemetry.middleware(),
 		middleware.Sessions(a.sessions, a.cookie, middleware.SessionsConfig{Logger: a.log}),
 		http.NewCrossOriginProtection().Handler,
 	)(mux)
