@@ -256,13 +256,13 @@ func (rl *rateLimiter) serve(v *visit, w http.ResponseWriter, r *http.Request, n
 	d := Decision{Shadow: rl.cfg.Shadow, limiter: l, key: key}
 	var taken *ratelimit.Reservation
 	var err error
-	if cost == 0 {
-		d.Result, err = l.AllowN(r.Context(), key, 0)
-	} else {
-		// Not Allow, so that units of a Concurrency policy are held while the
-		// handler runs, and a refund gives back these units and no others.
+	if cost != 0 && (rl.cfg.RefundIf != nil || l.Holds()) {
+		// Units of a Concurrency policy are held while the handler runs, and a
+		// refund gives back these units and no others.
 		taken, err = l.Reserve(r.Context(), key, cost)
 		d.Result = taken.Result
+	} else {
+		d.Result, err = l.AllowN(r.Context(), key, cost)
 	}
 	d.Err = err
 	rl.record(v, &d)

@@ -270,7 +270,7 @@ func (h *holder) finish() {
 	// A handler that was given up before it asked may be asking just now.
 	late := h.touched && !h.abandoned && !h.givenUp() && !h.gone && !h.failed && !h.ended && (h.writer.sent || h.writer.begun)
 	h.ended = true
-	if !late || instead != nil {
+	if !late || instead != nil || len(h.cookies) == 0 && !h.sm.store.Changed(h.s) {
 		return
 	}
 	if err := h.commit(false); err != nil {

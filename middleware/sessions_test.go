@@ -528,3 +528,42 @@ func TestSessionAskedAfterTimeout(t *testing.T) {
 		t.Errorf("the session holds %q; want before", got)
 	}
 }
+
+// A request commits once, and again only for what changed after the headers.
+func TestCommitsOnce(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		commits := 0
+		late := false
+		h := middleware.Chain(
+			middleware.Observe(func(ev middleware.Event) {
+				if ev.Op == "commit" {
+					commits++
+				}
+			}),
+			middleware.Sessions(newStore(t, rdb), "sid", middleware.SessionsConfig{Logger: discard()}),
+		)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s := middleware.Session(r)
+			if s.IsNew {
+				s.Values["k"] = 1
+			}
+			w.WriteHeader(http.StatusOK)
+			if late {
+				s.Values["k"] = 2
+			}
+		}))
+		r := httptest.NewRequest("GET", "/", nil)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		r.AddCookie(w.Result().Cookies()[0])
+		for _, c := range []struct {
+			late bool
+			want int
+		}{{false, 1}, {true, 2}} {
+			commits, late = 0, c.late
+			h.ServeHTTP(httptest.NewRecorder(), r.Clone(t.Context()))
+			if commits != c.want {
+				t.Errorf("with a late change %v: %d commits; want %d", c.late, commits, c.want)
+			}
+		}
+	})
+}

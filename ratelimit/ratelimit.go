@@ -97,6 +97,10 @@ func (l *Limiter) Policies() []Policy {
 	return ps
 }
 
+// Holds reports whether one of the policies is of kind Concurrency, so that units
+// are held until a Reservation ends: such a limiter is of use only with Reserve.
+func (l *Limiter) Holds() bool { return l.set.leased }
+
 func checkAll(policies []Policy) error {
 	var errs []error
 	if len(policies) == 0 {

@@ -28,21 +28,12 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 		x.name = n
 	}
 	opts := x.options(s)
-	empty := len(s.Values) == 0 && (x.bind == nil || *x.bind == "")
-
+	if kind == saveChanges && st.settled(x, s, opts) {
+		st.n.unchanged.Add(1)
+		return x.resend && x.saved == stored && st.sendCookie(w, x, opts), nil
+	}
 	if st.deletes(opts) {
-		if kind == saveChanges && (x.saved == absent || x.saved == destroyed) {
-			return false, nil
-		}
 		return st.destroy(writeContext(r), w, r, s, x, opts)
-	}
-	if kind == saveChanges && empty && x.saved != stored {
-		st.n.unchanged.Add(1)
-		return false, nil
-	}
-	if kind == saveChanges && x.saved == stored && x.blob == nil && s.ID != "" && x.bind == nil && opts == x.was && x.unchanged(s) {
-		st.n.unchanged.Add(1)
-		return x.resend && st.sendCookie(w, x, opts), nil
 	}
 	ctx := writeContext(r)
 	if x.saved == unasked {
@@ -68,6 +59,18 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 		return x.resend && st.sendCookie(w, x, opts), nil
 	}
 	return st.update(ctx, w, r, s, x, opts, kind, c)
+}
+
+// settled reports whether nothing of s is to be written. It finds out for most
+// sessions, and takes the others for changed.
+func (st *Store) settled(x *state, s *sessions.Session, opts sessions.Options) bool {
+	switch {
+	case st.deletes(opts):
+		return x.saved == absent || x.saved == destroyed
+	case x.saved != stored:
+		return len(s.Values) == 0 && (x.bind == nil || *x.bind == "")
+	}
+	return x.blob == nil && s.ID != "" && x.bind == nil && opts == x.was && x.unchanged(s)
 }
 
 // update writes the changes of a stored session, under a new id if it gets one.

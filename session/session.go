@@ -158,6 +158,17 @@ func (st *Store) Commit(w http.ResponseWriter, r *http.Request, s *sessions.Sess
 	return st.save(w, r, s, saveChanges)
 }
 
+// Changed reports whether Commit may have something to do: it is false only for a
+// session of which nothing is to be written and no cookie to be sent. It asks
+// nobody.
+func (st *Store) Changed(s *sessions.Session) bool {
+	x := st.state(s)
+	if x == nil {
+		return len(s.Values) > 0
+	}
+	return x.resend || !st.settled(x, s, x.options(s))
+}
+
 // NeedsCookie reports whether committing s would have to send a cookie, which is
 // impossible once the headers are gone. Changes of an existing session's values
 // don't need one.
