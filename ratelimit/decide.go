@@ -239,6 +239,10 @@ func (s *subject) line(cl *call) {
 var errReply = &roundtrip.Error{Package: "ratelimit", Op: "decide", Kind: roundtrip.ErrBug,
 	Err: errors.New("the script's reply is not as expected")}
 
+// errForeign is what a subject gets whose keys hold something else.
+var errForeign = &roundtrip.Error{Package: "ratelimit", Op: "decide", Kind: roundtrip.ErrBug,
+	Err: errors.New("what Redis holds at a key of the subject is not a limiter's")}
+
 // parse reads a reply and works out what became of each call.
 func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
 	reply, err := cmd.Slice()
@@ -258,6 +262,10 @@ func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
 	for _, s := range part {
 		s.now = now
 		x := r.next()
+		if x == -1 {
+			s.err = errForeign
+			continue
+		}
 		if x < 0 {
 			s.banned = -x
 			continue

@@ -16,7 +16,7 @@
 -- then     per subject: phase if ARGV[2]; if ARGV[4] is '' number of runs, per run: cost, calls; lease
 --          id of each run if ARGV[3]
 --          cost > 0 is charged whole, cost < 0 is up to -cost for one call, 0 is a peek
--- Returns  {now, per subject: minus the end of a ban, or per policy two numbers (f, b) or three (c, l,
+-- Returns  {now, per subject: -1 for data that is not a limiter's, minus the end of a ban, or per policy two numbers (f, b) or three (c, l,
 --          n) that describe its state before the calls, then the times at which logs and leases admit
 --          what they denied}
 -- Writes   the state keys of policies that admitted something, with a TTL that outlives what they hold
@@ -70,7 +70,7 @@ local function when(at, i, n)
   while lo < hi do
     local mid = floor((lo + hi) / 2)
     local e = call('ZRANGE', key, mid, mid)
-    if tonumber(match(e[1], '^(%d+)')) >= target then hi = mid else lo = mid + 1 end
+    if tonumber(match(e[1], '^(%d+)') or 0) >= target then hi = mid else lo = mid + 1 end
   end
   p.when = call('ZRANGE', key, lo, lo, 'WITHSCORES')[2] + win[i]
   return p.when
@@ -84,15 +84,21 @@ while at < #KEYS do
   if phased then phase = tonumber(ARGV[a]) a = a + 1 end
   local runs = 1
   if not one then runs = tonumber(ARGV[a]) a = a + 1 end
-  local ban = vals[at + 1] and tonumber(vals[at + 1]) or 0
-  if ban > now then
-    o = o + 1
-    out[o] = -ban
-    a = a + runs * ((one and 0 or 2) + (leased and 1 or 0))
-  else
+  -- no is what the subject gets instead of a decision.
+  local first, no = o + 1, false
+  if vals[at + 1] and KEYS[at + 1] ~= KEYS[at + 2] then
+    local ban = tonumber(vals[at + 1])
+    if not ban then no = -1 elseif ban > now then no = -ban end
+  end
+  if not no then
     for i = 1, np do
       local key, v, w, al, p = KEYS[at + 1 + i], vals[at + 1 + i], win[i], algo[i], P[i]
       local x, y, z = 0, 0, 0
+      -- MGET says nothing of a key of another type.
+      if not v and al ~= 'l' and al ~= 'n' and redis.pcall('GET', key) then
+        no = -1
+        break
+      end
       if al == 'f' then
         local off, keep = extra[i], false
         x = now
@@ -113,6 +119,9 @@ while at < #KEYS do
               y = u
             end
             keep = y > 0 and g == sig[i]
+          else
+            no = -1
+            break
           end
         end
         p.keep = keep
@@ -139,6 +148,9 @@ while at < #KEYS do
               y = l - el * limit[i]
             end
             if y == 0 then x = nt end
+          else
+            no = -1
+            break
           end
         end
         avail[i] = floor((full - y) / wt)
@@ -164,6 +176,9 @@ while at < #KEYS do
             local most = y > z and y or z
             if limit[i] > most then most = limit[i] end
             while most * floor(ww / k) > half do k = k * 10 end
+          else
+            no = -1
+            break
           end
         end
         local wt, e = floor(ww / k), floor((now - x) / k)
@@ -175,15 +190,23 @@ while at < #KEYS do
         end
       elseif al == 'l' then
         -- x units used, y time of the oldest live entry, z time of the newest
-        local last = call('ZRANGE', key, -1, -1, 'WITHSCORES')
+        local last = redis.pcall('ZRANGE', key, -1, -1, 'WITHSCORES')
         p.cum, p.t, p.drop, p.ended, p.target = 0, now, false, false, nil
+        if last.err then
+          no = -1
+          break
+        end
         if last[1] then
           z = tonumber(last[2])
           if z - now > w then
             p.drop = true
             z = 0
           else
-            p.cum = tonumber(match(last[1], '^(%d+)'))
+            p.cum = tonumber(match(last[1], '^(%d+):%d+$') or -1)
+            if p.cum < 0 then
+              no = -1
+              break
+            end
             -- Scores differ, since members of one score are in the order of their text.
             if z >= now then p.t = z + 1 end
             if z <= now - w then
@@ -197,6 +220,10 @@ while at < #KEYS do
                 y = tonumber(first[2])
               end
               local c, k = match(first[1], '^(%d+):(%d+)$')
+              if not c then
+                no = -1
+                break
+              end
               x = p.cum - c + k
             end
           end
@@ -205,7 +232,11 @@ while at < #KEYS do
       else
         -- x units held, y end of the lease that ends first, z end of the one that ends last
         p.drop, p.ids = false, nil
-        local last = call('ZRANGE', key, -1, -1, 'WITHSCORES')
+        local last = redis.pcall('ZRANGE', key, -1, -1, 'WITHSCORES')
+        if last.err then
+          no = -1
+          break
+        end
         if last[1] then
           z = tonumber(last[2])
           if z - now > 2 * w then
@@ -233,6 +264,12 @@ while at < #KEYS do
         out[o] = z
       end
     end
+  end
+  if no then
+    for i = first + 1, o do out[i] = nil end
+    out[first], o = no, first
+    a = a + runs * ((one and 0 or 2) + (leased and 1 or 0))
+  else
     -- In arrival order: the same as the calls one after another at this instant.
     for r = 1, runs do
       local c, k, id = one, 1, nil

@@ -6,7 +6,7 @@
 -- ARGV[2]  int     limit; ARGV[3] window in microseconds; ARGV[4] extra; ARGV[5] tick in microseconds
 -- ARGV[6]  int     the cost of each call, as in decide.lua
 -- ARGV[7…] int     per subject: calls; left out if all have one
--- Returns  {now, per subject: minus the end of a ban, or the state before the calls}, as decide.lua
+-- Returns  {now, per subject: -1, minus the end of a ban, or the state before the calls}, as decide.lua
 -- Writes   the states that admitted something, as decide.lua
 -- Source   as decide.lua
 local call = redis.call
@@ -20,8 +20,12 @@ local vals = call('MGET', unpack(KEYS))
 local out = { now }
 local o = 1
 for at = 1, #KEYS, 2 do
-  local v, x, y, z, old, keep = vals[at + 1], now, 0, 0, false, false
-  local ban, avail = vals[at] and tonumber(vals[at]) or 0, 0
+  local v, x, y, z, old, keep, first = vals[at + 1], now, 0, 0, false, false, o + 1
+  local ban, avail, bad = 0, 0, false
+  if vals[at] and KEYS[at] ~= KEYS[at + 1] then
+    ban = tonumber(vals[at])
+    if not ban then ban, bad = 0, true end
+  end
   if ban > now then
     x = -ban
   elseif al == 'f' then
@@ -39,6 +43,8 @@ for at = 1, #KEYS, 2 do
           y = u
         end
         keep = y > 0 and g == sig
+      else
+        bad = true
       end
     end
     avail = limit - y
@@ -62,6 +68,8 @@ for at = 1, #KEYS, 2 do
           y = l - el * limit
         end
         if y == 0 then x = nt end
+      else
+        bad = true
       end
     end
     avail = floor((full - y) / wt)
@@ -85,6 +93,8 @@ for at = 1, #KEYS, 2 do
         local most = y > z and y or z
         if limit > most then most = limit end
         while most * floor(ww / tick) > 4503599627370496 do tick = tick * 10 end
+      else
+        bad = true
       end
     end
     local ticks, e = floor(ww / tick), floor((now - x) / tick)
@@ -95,6 +105,7 @@ for at = 1, #KEYS, 2 do
       x = now - now % w
     end
   end
+  if bad then x = -1 end
   o = o + 1
   out[o] = x
   if x > 0 then
@@ -122,19 +133,32 @@ for at = 1, #KEYS, 2 do
         if n > avail then n = avail end
       end
     end
-    if n > 0 then
-      local key = KEYS[at + 1]
-      if keep then
-        call('SET', key, fmt('%.0f:%.0f:%s', x, y + n, sig), 'KEEPTTL')
-      elseif al == 'f' then
-        call('SET', key, fmt('%.0f:%.0f:%s', x, y + n, sig), 'PX', ceil((x + w - now) / 1000) + 1000)
+    local key = KEYS[at + 1]
+    if n > 0 and keep then
+      call('SET', key, fmt('%.0f:%.0f:%s', x, y + n, sig), 'KEEPTTL')
+    elseif n > 0 then
+      local set, life
+      if al == 'f' then
+        set, life = fmt('%.0f:%.0f:%s', x, y + n, sig), ceil((x + w - now) / 1000) + 1000
       elseif al == 'b' then
         local l = y + n * wt
-        call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l, x * k, sig, k), 'PX', ceil(((x + ceil(l / limit)) * k - now) / 1000) + 1)
+        set, life = fmt('%.0f:%.0f:%sx%.0f', l, x * k, sig, k), ceil(((x + ceil(l / limit)) * k - now) / 1000) + 1
       else
         if old then x, y, z = now - now % w, 0, limit - avail end
-        call('SET', key, fmt('%.0f:%.0f:%.0f:%s', x, y, z + n, sig), 'PX', ceil((x + 2 * w - now) / 1000))
+        set, life = fmt('%.0f:%.0f:%.0f:%s', x, y, z + n, sig), ceil((x + 2 * w - now) / 1000)
       end
+      if v then
+        call('SET', key, set, 'PX', life)
+      else
+        -- MGET says nothing of a key of another type, and NX does not replace it.
+        bad = not call('SET', key, set, 'PX', life, 'NX')
+      end
+    elseif not v then
+      bad = redis.pcall('GET', key)
+    end
+    if bad then
+      for i = first + 1, o do out[i] = nil end
+      out[first], o = -1, first
     end
   end
 end

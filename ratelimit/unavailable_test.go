@@ -12,7 +12,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/redporch/redporch/internal/redistest"
-	"github.com/redporch/redporch/internal/roundtrip"
 	"github.com/redporch/redporch/ratelimit"
 )
 
@@ -230,27 +229,6 @@ func TestPausedServer(t *testing.T) {
 	if downs.Load() != 1 || ups.Load() != 1 {
 		t.Errorf("OnStateChange was told of %d outages and %d recoveries; want 1 and 1", downs.Load(), ups.Load())
 	}
-}
-
-// Data that is not a limiter's is a bug to report, not an outage to ride out.
-func TestWrongDataIsAnError(t *testing.T) {
-	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
-		l := newLimiter(t, rdb, ratelimit.Config{PlainKeys: true}, ratelimit.SlidingLog("p", 2, time.Minute))
-		if err := rdb.LPush(t.Context(), "redporch:limit:{k}:l:p", "x").Err(); err != nil {
-			t.Fatal(err)
-		}
-		r, err := l.Allow(t.Context(), "k")
-		if !errors.Is(err, roundtrip.ErrBug) || errors.Is(err, ratelimit.ErrUnavailable) || r.Allowed {
-			t.Errorf("Allow on a list = %+v, %v; want a bug, denied", r, err)
-		}
-		other := newLimiter(t, rdb, ratelimit.Config{PlainKeys: true}, ratelimit.FixedWindow("p", 2, time.Minute))
-		if err := rdb.Set(t.Context(), "redporch:limit:{k}:f:p", "garbage", time.Minute).Err(); err != nil {
-			t.Fatal(err)
-		}
-		if r, err := other.Allow(t.Context(), "k"); err != nil || !r.Allowed || r.Remaining != 1 {
-			t.Errorf("Allow over garbage = %+v, %v; want a new window", r, err)
-		}
-	})
 }
 
 func TestHooks(t *testing.T) {
