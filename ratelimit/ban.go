@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"fmt"
@@ -50,6 +51,12 @@ func (l *Limiter) unlink(ctx context.Context, op, key string, keys ...string) er
 		args = append(args, k)
 	}
 	err := l.conn.Do(ctx, op, redis.NewIntCmd(ctx, args...))
+	if redis.IsTryAgainError(err) { // the slot moves, see apart.go
+		err = nil
+		for _, k := range keys {
+			err = cmp.Or(err, l.conn.Do(ctx, op, redis.NewIntCmd(ctx, "unlink", k)))
+		}
+	}
 	l.forget(key)
 	l.local.clear(key)
 	return err

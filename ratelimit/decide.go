@@ -184,7 +184,7 @@ func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
 		args := make([]any, 0, 6+len(part))
 		args = append(append(args, set.policies[0].args[:5]...), part[0].runs[0].cost)
 		for _, s := range part {
-			keys = append(keys, s.base, s.base+set.policies[0].suffix)
+			keys = append(keys, s.banKey(), s.base+set.policies[0].suffix)
 			if !single {
 				args = append(args, s.runs[0].calls)
 			}
@@ -198,7 +198,7 @@ func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
 		args[uniformAt] = part[0].runs[0].cost
 	}
 	for _, s := range part {
-		keys = append(keys, s.base)
+		keys = append(keys, s.banKey())
 		for i := range set.policies {
 			keys = append(keys, s.base+set.policies[i].suffix)
 		}
@@ -218,6 +218,15 @@ func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
 		}
 	}
 	return decideScript.Cmd(context.Background(), keys, args...).Once()
+}
+
+// banKey is the key of the ban, or that of the only policy if the ban is not to be
+// looked at.
+func (s *subject) banKey() string {
+	if s.set.alone {
+		return s.base + s.set.policies[0].suffix
+	}
+	return s.base
 }
 
 // line puts a call in the subject's row: into the last run if it can be taken

@@ -29,6 +29,8 @@ type lane struct {
 	mu      sync.Mutex
 	waiting *flight
 	flying  int
+
+	apartUntil atomic.Int64 // nanoseconds after base, see apart.go; 0: not
 }
 
 // lanes finds the lane of a key.
@@ -78,6 +80,9 @@ type flight struct {
 // may have been sent by then.
 func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool, err error) {
 	ln := c.lanes.of(cl.base)
+	if ln.apart(cl.set) {
+		return nil, 0, false, errApart
+	}
 	ln.mu.Lock()
 	if c.cfg.NoCoalesce {
 		ln.mu.Unlock()

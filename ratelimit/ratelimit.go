@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -43,6 +44,9 @@ type policySet struct {
 	phased   bool
 	leased   bool
 	simple   bool // one policy that one.lua knows
+	alone    bool // scripts get the policy's key and no other, see apart.go
+	split    sync.Once
+	parts    []*policySet // a set for each policy that is alone, once needed
 	// local holds those policies that are decided in process while Redis is
 	// unavailable, nil if there are none.
 	local *policySet
@@ -223,6 +227,12 @@ func (l *Limiter) decide(ctx context.Context, key string, cost int64, reserve *R
 		lease = newLease()
 	}
 	s, r, n, sent, err := l.ask(ctx, key, cost, lease)
+	if err != nil && l.movesApart(key, err) {
+		var res Result
+		if res, err = l.decideApart(ctx, key, cost, reserve); err == nil {
+			return res, nil
+		}
+	}
 	if err != nil {
 		if !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
 			return Result{}, err

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/redporch/redporch/internal/roundtrip"
 )
 
@@ -39,6 +41,7 @@ type Reservation struct {
 	totals  []int64 // per policy up to and with this call
 	took    []int64 // per policy by this call
 	local   *localTicket
+	parts   []*Reservation // of each policy, if they were asked apart
 }
 
 // Reserve takes n units for key as AllowN does, to be settled when the true cost
@@ -92,6 +95,13 @@ func (r *Reservation) Commit(ctx context.Context, actual int64) error {
 		r.local.settle(max(r.n-actual, 0))
 		return nil
 	}
+	if r.parts != nil {
+		var errs []error
+		for _, p := range r.parts {
+			errs = append(errs, p.Commit(ctx, actual))
+		}
+		return errors.Join(errs...)
+	}
 	if r.subject == nil {
 		return nil // admitted uncounted
 	}
@@ -137,6 +147,9 @@ func (r *Reservation) refundArgs(n int64) []any {
 
 func (l *Limiter) refund(ctx context.Context, key string, set *policySet, args []any) error {
 	_, err := l.conn.Run(ctx, "refund", refundScript.Cmd(ctx, l.stateKeys(key, set), args...).Once())
+	if redis.IsTryAgainError(err) {
+		err = l.refundApart(ctx, key, set, args)
+	}
 	// Also after a failure: it may have been carried out.
 	l.forget(key)
 	return err
@@ -168,6 +181,11 @@ func (l *Limiter) excess(ctx context.Context, key string, n int64) error {
 func (r *Reservation) Renew(ctx context.Context) (held bool, err error) {
 	if !r.Allowed || r.ended.Load() {
 		return false, nil
+	}
+	for _, p := range r.parts {
+		if held, err = p.Renew(ctx); !held || err != nil {
+			return held, err
+		}
 	}
 	if r.subject == nil || r.lease == "" {
 		return true, nil
