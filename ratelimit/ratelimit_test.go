@@ -55,7 +55,8 @@ func TestAllow(t *testing.T) {
 					}
 				}
 				r, err := l.AllowN(t.Context(), name, 3)
-				if err != nil || r.Allowed || r.Granted != 0 || r.Remaining != 2 || r.RetryAfter <= 0 || r.RetryAfter > 24*time.Hour {
+				// A sliding window of a day may need two: what is used early in one weighs until late in the next.
+				if err != nil || r.Allowed || r.Granted != 0 || r.Remaining != 2 || r.RetryAfter <= 0 || r.RetryAfter > 48*time.Hour {
 					t.Fatalf("AllowN(3) = %+v, %v; want denied, 2 remaining, a wait", r, err)
 				}
 				if r, err = l.AllowN(t.Context(), name, 6); err != nil || r.Allowed || r.RetryAfter != ratelimit.Never || r.Remaining != 2 {
