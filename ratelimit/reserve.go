@@ -137,6 +137,10 @@ func (r *Reservation) refundArgs(n int64) []any {
 			mark, mark2 = s.y+r.totals[i]*p.wt, s.x
 		case concurrency:
 			units, mark = r.took[i], r.lease
+		case slidingWindow:
+			if mark = s.x; s.w > 0 { // the window was changed, and this call began the first new one
+				mark = r.subject.now - r.subject.now%p.win
+			}
 		default:
 			mark = s.x
 		}

@@ -276,3 +276,28 @@ func TestResetAndBan(t *testing.T) {
 		}
 	})
 }
+
+// A call under a changed window moves what is used into a window of the new
+// length, and its reservation knows that one.
+func TestCancelAfterTheWindowChanged(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		before := newLimiter(t, rdb, ratelimit.Config{}, ratelimit.SlidingWindow("api", 10, time.Hour))
+		if _, err := before.AllowN(t.Context(), "k", 5); err != nil {
+			t.Fatal(err)
+		}
+		after, err := before.With(ratelimit.SlidingWindow("api", 10, 1007*time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := after.Reserve(t.Context(), "k", 3)
+		if err != nil || res.Remaining != 2 {
+			t.Fatalf("Reserve = %d left, %v; want 2", res.Remaining, err)
+		}
+		if err := res.Cancel(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := after.Peek(t.Context(), "k"); err != nil || r.Remaining != 5 {
+			t.Errorf("after Cancel %d are left, %v; want 5", r.Remaining, err)
+		}
+	})
+}
