@@ -1,11 +1,14 @@
 # Names for the commands; each works typed by hand as well.
-.PHONY: help run test race lint ci bench
+.PHONY: help run check test race lint api ci bench
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 run: ## the example server, http://localhost:8080/
 	go run ./examples/webserver
+
+check: lint ## before each commit: lint, and the tests that need no redis-server
+	go test -short ./...
 
 test: ## all tests; those that need redis-server say so when it is missing
 	go test ./...
@@ -17,6 +20,9 @@ lint: ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	go vet ./...
 	go tool -modfile=tools/go.mod staticcheck ./...
+
+api: ## the exported API beside that of the last tag
+	bash tools/api
 
 ci: ## everything that must hold before a change lands
 	bash .ci/run
