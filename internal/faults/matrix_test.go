@@ -455,7 +455,7 @@ func (f *fault) run(t *testing.T, table *strings.Builder) {
 	for _, c := range cells {
 		fmt.Fprintf(table, " %s |", c)
 	}
-	fmt.Fprintf(table, " %d+%d |\n", ours, client)
+	fmt.Fprintf(table, " %d + %d |\n", ours, client)
 	t.Logf("%d requests, %d log lines of ours, %d of go-redis; said: %s", requests, ours, client, said)
 }
 
@@ -557,7 +557,7 @@ func extra(got map[string]int, want []string) (more []string) {
 func (c figures) String() string {
 	var parts []string
 	for _, a := range slices.Sorted(maps.Keys(c.answers)) {
-		parts = append(parts, fmt.Sprintf("%s %d", a, c.answers[a]))
+		parts = append(parts, fmt.Sprintf("%s ×%d", a, c.answers[a]))
 	}
-	return fmt.Sprintf("%s; longest %d ms, well after %d ms", strings.Join(parts, ", "), c.longest.Milliseconds(), c.recovered.Milliseconds())
+	return fmt.Sprintf("%s; %d / %d ms", strings.Join(parts, ", "), c.longest.Milliseconds(), c.recovered.Milliseconds())
 }

@@ -2,12 +2,14 @@ package faults_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/redporch/redporch/internal/redistest"
@@ -96,7 +98,8 @@ func TestPersistence(t *testing.T) {
 
 			lost := 0
 			for _, cookie := range cookies {
-				_, got, err := load(store, cookie)
+				var got *sessions.Session
+				err := eventually(10*time.Second, func() (err error) { _, got, err = load(store, cookie); return err })
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -106,9 +109,13 @@ func TestPersistence(t *testing.T) {
 					t.Errorf("a session that was idle for seconds of its hour has %v left", idle)
 				}
 			}
-			r, err := limiter.Peek(t.Context(), "key")
-			if err != nil || r.Err != nil {
-				t.Fatal(err, r.Err)
+			var r ratelimit.Result
+			err = eventually(10*time.Second, func() (err error) {
+				r, err = limiter.Peek(t.Context(), "key")
+				return errors.Join(err, r.Err)
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
 			used := r.Limit - r.Remaining
 			t.Logf("| %s | %d | %d | %d | %d |", c.name, len(cookies), lost, charged, max(charged-used, 0))
