@@ -16,6 +16,10 @@ local now = t[1] * 1000000 + t[2]
 local al, limit, sig, k = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[5])
 local w, extra, cost = tonumber(sig), tonumber(ARGV[4]), tonumber(ARGV[6])
 local wt, nt = w / k, floor(now / k)
+-- %d takes half of the time of %.0f, which is the most of a short script's. It writes a C long:
+-- where that has 32 bits %.0f is left.
+local form = al == 'f' and '%d:%d:%s' or al == 'b' and '%d:%d:%sx%d' or '%d:%d:%d:%s'
+if fmt('%d', 9007199254740991) ~= '9007199254740991' then form = string.gsub(form, '%%d', '%%.0f') end
 local vals = call('MGET', unpack(KEYS))
 local out = { now }
 local o = 1
@@ -135,17 +139,17 @@ for at = 1, #KEYS, 2 do
     end
     local key = KEYS[at + 1]
     if n > 0 and keep then
-      call('SET', key, fmt('%.0f:%.0f:%s', x, y + n, sig), 'KEEPTTL')
+      call('SET', key, fmt(form, x, y + n, sig), 'KEEPTTL')
     elseif n > 0 then
       local set, life
       if al == 'f' then
-        set, life = fmt('%.0f:%.0f:%s', x, y + n, sig), ceil((x + w - now) / 1000) + 1000
+        set, life = fmt(form, x, y + n, sig), ceil((x + w - now) / 1000) + 1000
       elseif al == 'b' then
         local l = y + n * wt
-        set, life = fmt('%.0f:%.0f:%sx%.0f', l, x * k, sig, k), ceil(((x + ceil(l / limit)) * k - now) / 1000) + 1
+        set, life = fmt(form, l, x * k, sig, k), ceil(((x + ceil(l / limit)) * k - now) / 1000) + 1
       else
         if old then x, y, z = now - now % w, 0, limit - avail end
-        set, life = fmt('%.0f:%.0f:%.0f:%s', x, y, z + n, sig), ceil((x + 2 * w - now) / 1000)
+        set, life = fmt(form, x, y, z + n, sig), ceil((x + 2 * w - now) / 1000)
       end
       if v then
         call('SET', key, set, 'PX', life)
