@@ -58,8 +58,9 @@ type Cache[K comparable, V any] struct {
 //
 // K must be a string or integer type, or implement encoding.TextMarshaler.
 //
-// New dials nothing. rdb stays the caller's to close, after the cache. The error
-// lists everything that is wrong with the arguments.
+// New dials nothing. rdb stays the caller's to close, after the cache. Add hooks to
+// it, such as those of tracing, before: later ones don't see the cache's calls. The
+// error lists everything that is wrong with the arguments.
 func New[K comparable, V any](rdb redis.UniversalClient, name string, load func(ctx context.Context, key K) (V, error), cfg Config, more ...Funcs[K, V]) (*Cache[K, V], error) {
 	var errs []error
 	if load == nil {

@@ -45,7 +45,7 @@
 // as that of otelhttp, or starts one. Decisions of limiters and commits of sessions
 // become events of it, and what happens to sessions too. [Load] gives each call of a
 // loader a span. Commands to Redis are spans of redisotel, which instruments the
-// client that you pass in.
+// client; instrument it before you pass it to a constructor.
 //
 // # Failures and concurrency
 //

@@ -56,7 +56,8 @@ type policySet struct {
 // *redis.Client (also one for Sentinel) or a *redis.ClusterClient. It dials
 // nothing. A call is admitted if every policy admits it, and then taken from all
 // of them; there must be at least one, and their names must differ, not only in
-// case. The error lists everything that is wrong.
+// case. Add hooks to the client, such as those of tracing, before: later ones don't
+// see the limiter's calls. The error lists everything that is wrong.
 func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, error) {
 	errs := cfg.check()
 	conn, err := roundtrip.New(rdb, roundtrip.Config{Name: "ratelimit", Timeout: max(cfg.Timeout, 0), NoCoalesce: cfg.NoCoalesce})

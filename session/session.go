@@ -48,7 +48,8 @@ type sealer struct {
 
 // New returns a store that keeps sessions in rdb, a *redis.Client or
 // *redis.ClusterClient that stays the caller's to close. It dials nothing and is
-// cheap. The error lists everything that is wrong with cfg.
+// cheap. Add hooks to the client, such as those of tracing, before: later ones don't
+// see the store's calls. The error lists everything that is wrong with cfg.
 func New(rdb redis.UniversalClient, cfg Config) (*Store, error) {
 	conn, err := cfg.check(rdb)
 	if err != nil {
