@@ -20,6 +20,7 @@ import (
 // the replicas alive and then stopped.
 func TestReplicas(t *testing.T) {
 	t.Run("server", func(t *testing.T) {
+		t.Parallel()
 		master := redistest.Start(t, redistest.TCP(), redistest.Set("repl-diskless-sync-delay", "0"))
 		_, port, _ := strings.Cut(master.Addr(), ":")
 		replica := redistest.Start(t, redistest.TCP(), redistest.Set("replicaof", "127.0.0.1 "+port))
@@ -34,13 +35,14 @@ func TestReplicas(t *testing.T) {
 		})
 	})
 	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
 		cl := redistest.StartCluster(t, 3, true)
 		waitsForReplicas(t, cl.Client(), cl.Replicas, nil)
 	})
 }
 
 func waitsForReplicas(t *testing.T, rdb redis.UniversalClient, replicas []*redistest.Server, onReplica func(key, field string) string) {
-	const timeout = 600 * time.Millisecond
+	const timeout = time.Second
 	st := open(t, rdb, session.Config{Replicas: 1, Timeout: timeout, MaxPerUser: 2})
 	plain := open(t, rdb, session.Config{MaxPerUser: 2})
 	// Each leaves b without a session, and returns what the write said.
@@ -165,7 +167,7 @@ func signIn(t *testing.T, b *browser, st *session.Store) (id string) {
 // Where there are no replicas each write says so.
 func TestReplicasOfNobody(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
-		st := open(t, rdb, session.Config{Replicas: 1, Timeout: 500 * time.Millisecond})
+		st := open(t, rdb, session.Config{Replicas: 1, Timeout: 2 * time.Second})
 		b := newBrowser()
 		if err := b.try(st, set("v", 1)); !errors.Is(err, session.ErrNotReplicated) {
 			t.Errorf("Save = %v; want ErrNotReplicated", err)
