@@ -131,6 +131,8 @@ type holder struct {
 	cookies   http.Header     // what Regenerate and Destroy set
 	eager     chan loaded
 	headers   headerWriter // that commit writes to
+
+	shared loaded // for gorilla's registry; guarded by the visit's lock
 }
 
 type loaded struct {
@@ -178,14 +180,13 @@ func (h *holder) loadLocked(r *http.Request) (*sessions.Session, error) {
 		return sessions.NewSession(h.sm.store, h.sm.name), session.ErrUnavailable
 	}
 	start := time.Now()
-	// Through gorilla's registry, so that handlers that call store.Get see the same
-	// session.
-	registry := sessions.GetRegistry(r)
-	if h.eager != nil {
-		// The registry only takes in what a store makes.
-		_, _ = registry.Get(handover{<-h.eager}, h.sm.name)
-	}
-	h.s, h.err = registry.Get(h.sm.store, h.sm.name)
+	h.s, h.err = h.visit.share(h, r, func() (l loaded) {
+		if h.eager != nil {
+			return <-h.eager
+		}
+		l.s, l.err = h.sm.store.New(r, h.sm.name)
+		return l
+	})
 	ev := Event{Area: "http", Op: "session", Outcome: "found", Duration: time.Since(start), Err: h.err}
 	switch {
 	case h.err != nil:
@@ -197,13 +198,6 @@ func (h *holder) loadLocked(r *http.Request) (*sessions.Session, error) {
 	h.visit.tell(ev)
 	return h.s, h.err
 }
-
-// handover is a store that hands over what was loaded.
-type handover struct{ loaded }
-
-func (l handover) Get(*http.Request, string) (*sessions.Session, error)           { return l.s, l.err }
-func (l handover) New(*http.Request, string) (*sessions.Session, error)           { return l.s, l.err }
-func (handover) Save(*http.Request, http.ResponseWriter, *sessions.Session) error { return nil }
 
 // use is load for a handler, which may change what it gets.
 func (h *holder) use(r *http.Request) (*sessions.Session, error) {

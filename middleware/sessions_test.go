@@ -338,6 +338,52 @@ func TestSessionSharedWithGorilla(t *testing.T) {
 	}
 }
 
+// A registry that was there before is the one, one that is asked for later holds
+// all sessions, and it keeps the request's context.
+func TestRegistryBeforeAndAfter(t *testing.T) {
+	_, rdb := redistest.Mini(t)
+	login, prefs := newStore(t, rdb), newStore(t, rdb)
+	type key struct{}
+	chain := middleware.Chain(
+		middleware.Sessions(login, "login", middleware.SessionsConfig{Logger: discard()}),
+		middleware.Sessions(prefs, "prefs", middleware.SessionsConfig{Logger: discard()}),
+	)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a, b := middleware.SessionNamed(r, "login"), middleware.SessionNamed(r, "prefs")
+		if r.URL.Path == "/one" {
+			b = nil
+		}
+		if s, _ := login.Get(r, "login"); s != a {
+			t.Errorf("%s: store.Get gives another login", r.URL)
+		}
+		if s, _ := prefs.Get(r, "prefs"); b != nil && s != b {
+			t.Errorf("%s: store.Get gives another prefs", r.URL)
+		}
+		if s, _ := sessions.GetRegistry(r).Get(login, "login"); s != a || s.Store() != login {
+			t.Errorf("%s: the registry gives another login, or one of another store", r.URL)
+		}
+		third, _ := login.Get(r, "third")
+		a.Values["k"], third.Values["k"] = "a", "c"
+		if err := sessions.Save(r, w); err != nil {
+			t.Error(err)
+		}
+		if r.Context().Value(key{}) != "kept" {
+			t.Error("the request has lost its context")
+		}
+	}))
+	for _, path := range []string{"/both", "/one", "/before"} {
+		r := httptest.NewRequest("GET", path, nil)
+		r = r.WithContext(context.WithValue(r.Context(), key{}, "kept"))
+		if path == "/before" {
+			sessions.GetRegistry(r)
+		}
+		w := httptest.NewRecorder()
+		chain.ServeHTTP(w, r)
+		if n := len(w.Result().Cookies()); n != 3 {
+			t.Errorf("%s: %d cookies; want those of login, prefs and third", path, n)
+		}
+	}
+}
+
 // TestTwoSessions: two cookies, two stores, one response.
 func TestTwoSessions(t *testing.T) {
 	_, rdb := redistest.Mini(t)

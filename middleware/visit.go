@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+
+	"github.com/gorilla/sessions"
 )
 
 // visit is what the middlewares of one request know of each other. The first of
@@ -26,6 +28,7 @@ type visit struct {
 	holders   []*holder
 	decisions []Decision
 	cache     string
+	registry  *sessions.Registry // gorilla's, see registry.go
 
 	room struct { // for what most requests have one of
 		holders   [1]*holder
@@ -38,6 +41,11 @@ type visitKey struct{}
 func (v *visit) Value(key any) any {
 	if key == (visitKey{}) {
 		return v
+	}
+	if key == registryKey {
+		if reg := v.gorilla(); reg != nil {
+			return reg
+		}
 	}
 	return v.Context.Value(key)
 }
