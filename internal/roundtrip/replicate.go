@@ -38,8 +38,10 @@ type receipt struct {
 	*redis.IntCmd
 	pkg, op string
 	want    int64
-	got     int64
-	signed  bool
+
+	mu     sync.Mutex // several masters may sign
+	got    int64
+	signed bool
 }
 
 // DoReplicated is Do for writes that replicas acknowledge before it returns. If
@@ -59,6 +61,8 @@ func (c *Conn) DoReplicated(ctx context.Context, op string, replicas int, cmds .
 
 // sign notes how many replicas have a command.
 func (r *receipt) sign(n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if !r.signed || n < r.got {
 		r.got, r.signed = n, true
 	}
