@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"context"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,19 +20,26 @@ const (
 	// maxFlying flights of a lane may be in the air: Redis works on one while the
 	// replies of the other are handed out.
 	maxFlying = 2
-	// maxFlight bounds the calls of a flight.
+	// maxFlight bounds the calls of a flight, minSeats calls share one however few
+	// there are.
 	maxFlight = 4096
+	minSeats  = 8
 )
 
 // lane carries the calls of one server, or of one slot of a cluster, where
 // flights of different slots are joined by the Conn for each master.
 type lane struct {
 	mu      sync.Mutex
-	waiting *flight
+	waiting []*flight // the first leaves next
 	flying  int
+	callers atomic.Int64 // in flights, waiting or in the air
 
 	apartUntil atomic.Int64 // nanoseconds after base, see apart.go; 0: not
 }
+
+// seats is how many calls a flight takes: half of those that are under way, so that
+// Redis works on one half while this process works on the other.
+func (ln *lane) seats() int { return min(max(minSeats, int(ln.callers.Load()+1)/2), maxFlight) }
 
 // lanes finds the lane of a key.
 type lanes struct {
@@ -83,21 +91,22 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 	if ln.apart(cl.set) {
 		return nil, 0, false, errApart
 	}
-	ln.mu.Lock()
 	if c.cfg.NoCoalesce {
-		ln.mu.Unlock()
 		f = &flight{calls: []call{cl}}
 		c.send(ctx, f)
 		return f, 0, true, nil
 	}
-	if ln.waiting == nil && ln.flying < maxFlying {
+	ln.callers.Add(1)
+	defer ln.callers.Add(-1)
+	ln.mu.Lock()
+	if len(ln.waiting) == 0 && ln.flying < maxFlying {
 		// Nobody to share with: the caller flies itself.
 		ln.flying++
 		ln.mu.Unlock()
 		f = &flight{calls: []call{cl}}
 		c.send(ctx, f)
 		ln.mu.Lock()
-		if ln.waiting != nil {
+		if len(ln.waiting) > 0 {
 			go c.pilot(ln)
 		} else {
 			ln.flying--
@@ -105,16 +114,12 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 		ln.mu.Unlock()
 		return f, 0, true, nil
 	}
-	f = ln.waiting
-	if f == nil || len(f.calls) >= maxFlight {
-		if f != nil {
-			ln.mu.Unlock()
-			f = &flight{calls: []call{cl}}
-			c.send(ctx, f)
-			return f, 0, true, nil
-		}
+	seats := ln.seats()
+	if i := slices.IndexFunc(ln.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
+		f = ln.waiting[i]
+	} else {
 		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, 32)}
-		ln.waiting = f
+		ln.waiting = append(ln.waiting, f)
 	}
 	seat = len(f.calls)
 	f.calls = append(f.calls, cl)
@@ -155,13 +160,13 @@ func (c *core) pilot(ln *lane) {
 	for {
 		ln.board()
 		ln.mu.Lock()
-		f := ln.waiting
-		if f == nil {
+		if len(ln.waiting) == 0 {
 			ln.flying--
 			ln.mu.Unlock()
 			return
 		}
-		ln.waiting = nil
+		f := ln.waiting[0]
+		ln.waiting = slices.Delete(ln.waiting, 0, 1)
 		f.inAir = true
 		ln.mu.Unlock()
 		c.send(context.Background(), f)
@@ -177,11 +182,12 @@ func (ln *lane) board() {
 		runtime.Gosched()
 		ln.mu.Lock()
 		n := 0
-		if ln.waiting != nil {
-			n = len(ln.waiting.calls)
+		if len(ln.waiting) > 0 {
+			n = len(ln.waiting[0].calls)
 		}
+		full := n >= ln.seats()
 		ln.mu.Unlock()
-		if n == seen || n >= maxFlight {
+		if n == seen || full {
 			return
 		}
 		seen = n

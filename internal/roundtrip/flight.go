@@ -25,8 +25,8 @@ type lane struct {
 	waits bool // flights wait for replicas, see replicate.go
 
 	mu      sync.Mutex
-	waiting *flight // gathers calls; nil if none wait
-	flying  int     // flights in the air, without the overdue ones
+	waiting []*flight // gather calls; the first leaves next
+	flying  int       // flights in the air, without the overdue ones
 
 	overdue atomic.Int64 // goroutines whose callers have all stopped waiting
 }
@@ -41,7 +41,16 @@ const (
 	// maxFlight is how many commands a pipeline holds; a larger flight is sent
 	// as several, so that Redis serves others in between.
 	maxFlight = 1024
+	// minSeats calls share a flight however few there are.
+	minSeats = 8
 )
+
+// seats is how many calls a flight takes: half of those that are under way, so that
+// the server works on one half while this process works on the other. With all in
+// one flight each would wait for the other, which took 9 % longer at 64 callers.
+func (e *engine) seats() int {
+	return min(max(minSeats, int(e.inflight.Load()+1)/2), maxFlight)
+}
 
 type flight struct {
 	calls   []passenger
@@ -70,10 +79,13 @@ func (c *Conn) join(ctx context.Context, op string, l *lane, cmds []redis.Cmder)
 		return &Error{Package: c.cfg.Name, Op: op, Kind: ErrUnavailable, Err: errCrowded}
 	}
 	l.mu.Lock()
-	f := l.waiting
-	if f == nil {
+	var f *flight
+	seats := l.eng.seats()
+	if i := slices.IndexFunc(l.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
+		f = l.waiting[i]
+	} else {
 		f = &flight{landed: make(chan struct{}), calls: make([]passenger, 0, 32)}
-		l.waiting = f
+		l.waiting = append(l.waiting, f)
 	}
 	seat := len(f.calls)
 	f.calls = append(f.calls, passenger{cmds: cmds})
@@ -130,7 +142,7 @@ func (l *lane) leave(f *flight, seat int, overdue bool) (tookOff bool) {
 			l.overdue.Add(1)
 			l.brk.report(true)
 			l.eng.nudge()
-			if l.waiting != nil {
+			if len(l.waiting) > 0 {
 				l.flying++
 				go l.fly()
 			}
@@ -144,13 +156,13 @@ func (l *lane) fly() {
 	for {
 		l.board()
 		l.mu.Lock()
-		f := l.waiting
-		if f == nil {
+		if len(l.waiting) == 0 {
 			l.flying--
 			l.mu.Unlock()
 			return
 		}
-		l.waiting = nil
+		f := l.waiting[0]
+		l.waiting = slices.Delete(l.waiting, 0, 1)
 		f.state = inTheAir
 		l.mu.Unlock()
 
@@ -191,11 +203,11 @@ func (l *lane) board() {
 		runtime.Gosched()
 		l.mu.Lock()
 		n := 0
-		if l.waiting != nil {
-			n = l.waiting.n
+		if len(l.waiting) > 0 {
+			n = len(l.waiting[0].calls)
 		}
 		l.mu.Unlock()
-		if n == seen || n >= maxFlight {
+		if n == seen || n >= l.eng.seats() {
 			return
 		}
 		seen = n
