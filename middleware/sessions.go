@@ -25,8 +25,8 @@ type SessionsConfig struct {
 
 	// ServeUnsaved sends the handler's response although its session changes could
 	// not be saved, and logs it. Otherwise the response is replaced by 503 if
-	// Redis is unavailable and 500 for anything else, as long as nothing of it was
-	// sent.
+	// Redis is unavailable or session.Config.Replicas were missing, and by 500 for
+	// anything else, as long as nothing of it was sent.
 	ServeUnsaved bool
 
 	// Error, when set, writes that response. Its headers hold what the handler had
@@ -337,7 +337,7 @@ func (h *holder) failure(err error) answer {
 			return
 		}
 		status := http.StatusInternalServerError
-		if errors.Is(err, session.ErrUnavailable) {
+		if errors.Is(err, session.ErrUnavailable) || errors.Is(err, session.ErrNotReplicated) {
 			status = http.StatusServiceUnavailable
 			w.Header().Set("Retry-After", "1")
 		}

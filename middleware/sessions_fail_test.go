@@ -229,6 +229,19 @@ func TestSessionRedisDown(t *testing.T) {
 	}
 }
 
+// TestSessionNotReplicated: a session that its store wants on a replica, and that
+// is on the master alone, is not passed off as saved.
+func TestSessionNotReplicated(t *testing.T) {
+	st, err := session.New(redistest.Start(t).Client(), session.Config{Keys: [][]byte{sessionKey}, Replicas: 1, Timeout: 500 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSite(t, "HTTP/1.1", withSession(st, middleware.SessionsConfig{Logger: discard()}, ok))
+	if res := s.get(t, "/set?k=v"); res.StatusCode != 503 || res.Header.Get("Retry-After") == "" {
+		t.Errorf("a session without a replica = %d, Retry-After %q; want 503 with it", res.StatusCode, res.Header.Get("Retry-After"))
+	}
+}
+
 // TestSessionGone: a session that was destroyed meanwhile is no error for the
 // client.
 func TestSessionGone(t *testing.T) {
