@@ -25,11 +25,7 @@ func TestReplicas(t *testing.T) {
 		_, port, _ := strings.Cut(master.Addr(), ":")
 		replica := redistest.Start(t, redistest.TCP(), redistest.Set("replicaof", "127.0.0.1 "+port))
 		rdb := master.Client()
-		for deadline := time.Now().Add(10 * time.Second); rdb.Wait(t.Context(), 1, 0).Val() < 1; time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("the replica does not follow")
-			}
-		}
+		master.AwaitReplica()
 		waitsForReplicas(t, rdb, []*redistest.Server{replica}, func(key, field string) string {
 			return replica.Client().HGet(t.Context(), key, field).Val()
 		})

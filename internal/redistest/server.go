@@ -352,6 +352,28 @@ func (s *Server) Restart() {
 	}
 }
 
+// AwaitReplica returns when a replica acknowledges what is written to s. That it
+// is connected is not enough: until its first acknowledgement, which may take it
+// a second, it gets no writes.
+func (s *Server) AwaitReplica() {
+	s.t.Helper()
+	ctx, cancel := setupContext()
+	defer cancel()
+	rdb := newSetupClient(s)
+	defer rdb.Close()
+	if err := pollAll(ctx, "a replica to acknowledge a write", []*redis.Client{rdb}, func(rdb *redis.Client) bool {
+		acked := redis.NewIntCmd(ctx, "wait", 1, 100)
+		_, err := rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+			p.Set(ctx, "redistest:await", 1, 0)
+			p.Del(ctx, "redistest:await")
+			return p.Process(ctx, acked)
+		})
+		return err == nil && acked.Val() > 0
+	}); err != nil {
+		s.t.Fatalf("redistest: %v", err)
+	}
+}
+
 // LogTail returns the last 4 kB of the server's log.
 func (s *Server) LogTail() string {
 	b, err := os.ReadFile(s.path("log"))

@@ -21,15 +21,8 @@ func startReplicated(t *testing.T) (master, replica *redistest.Server) {
 	master = redistest.Start(t, redistest.TCP(), redistest.Proxied(), redistest.Set("repl-diskless-sync-delay", "0"))
 	_, port, _ := strings.Cut(master.Addr(), ":")
 	replica = redistest.Start(t, redistest.TCP(), redistest.Set("replicaof", "127.0.0.1 "+port))
-	rdb := master.Client()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if rdb.Wait(t.Context(), 1, 0).Val() == 1 {
-			return master, replica
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the replica does not follow")
-		}
-	}
+	master.AwaitReplica()
+	return master, replica
 }
 
 func replicatedIncr(c *roundtrip.Conn, key string) (int64, error) {
