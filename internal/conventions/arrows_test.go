@@ -15,6 +15,7 @@ var mayImport = map[string][]string{
 	"internal/conventions": nil,
 	"internal/docgen":      nil,
 	"internal/docs":        {"middleware"}, // tests of the pages
+	"internal/figures":     {"ratelimit"},  // draws what it does, so it runs it
 	"session":              {"internal/roundtrip"},
 	"ratelimit":            {"internal/roundtrip"},
 	"cacheaside":           {"internal/roundtrip"},
@@ -24,10 +25,11 @@ var mayImport = map[string][]string{
 }
 
 // forTests are imports that only tests may have, and the packages that may have
-// them all the same.
+// them all the same: redistest is for tests, the examples run without a Redis of
+// the reader's, and figures draws runs whose clock it must drive.
 var forTests = map[string][]string{
 	"testing":                           {"internal/redistest"},
-	"github.com/alicebob/miniredis/v2":  {"internal/redistest", "examples"},
+	"github.com/alicebob/miniredis/v2":  {"internal/redistest", "internal/figures", "examples"},
 	"go.uber.org/goleak":                nil,
 	"github.com/anishathalye/porcupine": nil,
 }
