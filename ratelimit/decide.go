@@ -82,7 +82,7 @@ func (c *core) send(ctx context.Context, f *flight) {
 	if len(cmds) == 0 {
 		return // all had left
 	}
-	err := c.conn.DoEach(ctx, "decide", cmds...)
+	err := c.conn.DoEachBy(ctx, f.until, "decide", cmds...)
 	for i, part := range parts {
 		if err != nil {
 			fail(part, err)

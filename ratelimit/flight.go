@@ -78,6 +78,7 @@ type call struct {
 type flight struct {
 	calls   []call
 	inAir   bool
+	until   time.Time // by when its calls need their outcome
 	sent    time.Time
 	landed  chan struct{} // nil if a caller flies alone
 	subject []*subject
@@ -118,42 +119,46 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 	if i := slices.IndexFunc(ln.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
 		f = ln.waiting[i]
 	} else {
-		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, 32)}
+		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, 32), until: time.Now().Add(c.cfg.Timeout)}
 		ln.waiting = append(ln.waiting, f)
 	}
 	seat = len(f.calls)
 	f.calls = append(f.calls, cl)
 	ln.mu.Unlock()
 
-	timer := timers.Get().(*time.Timer)
-	timer.Reset(c.cfg.Timeout)
+	// Its first call's time bounds a flight, and the Conn ends it by then. So callers
+	// have no timers of their own.
+	if !await(ctx, f.landed) {
+		return c.leave(ctx, ln, f, seat)
+	}
+	return f, seat, true, nil
+}
+
+// await waits for landed, and reports false if ctx ended first.
+func await(ctx context.Context, landed <-chan struct{}) bool {
+	done := ctx.Done()
+	if done == nil {
+		<-landed
+		return true
+	}
 	select {
-	case <-f.landed:
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-timer.C:
-		err = context.DeadlineExceeded
+	case <-landed:
+		return true
+	case <-done:
+		return false
 	}
-	timer.Stop()
-	timers.Put(timer)
-	if err == nil {
-		return f, seat, true, nil
-	}
+}
+
+// leave gives up the seat of a caller whose context ended.
+func (c *core) leave(ctx context.Context, ln *lane, f *flight, seat int) (_ *flight, _ int, took bool, _ error) {
 	ln.mu.Lock()
 	took = f.inAir
 	if !took {
 		f.calls[seat].left = true
 	}
 	ln.mu.Unlock()
-	return f, seat, took, err
+	return f, seat, took, ctx.Err()
 }
-
-// timers keeps stopped timers, whose channels hold no old tick since Go 1.23.
-var timers = sync.Pool{New: func() any {
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return t
-}}
 
 // pilot sends flights until nobody waits.
 func (c *core) pilot(ln *lane) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -52,3 +53,10 @@ func (l *Limiter) WaitN(ctx context.Context, key string, n int64) error {
 		timers.Put(timer)
 	}
 }
+
+// timers keeps stopped timers, whose channels hold no old tick since Go 1.23.
+var timers = sync.Pool{New: func() any {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
+}}

@@ -21,7 +21,8 @@ type engine struct {
 	cluster  *redis.ClusterClient  // nil unless rdb is one
 	bounded  bool                  // our calls' sockets obey context deadlines
 	inflight atomic.Int64
-	lanes    *lanePair // of a single server; of a cluster whose topology is unknown yet
+	longest  atomic.Int64 // of the timeouts of the Conns
+	lanes    *lanePair    // of a single server; of a cluster whose topology is unknown yet
 
 	// Of a cluster: a pair of lanes for each master, so that a dead or slow one
 	// delays no other shard. A failover makes a new pair, since the slots then

@@ -84,6 +84,33 @@ func deadlines(t *testing.T, s *redistest.Server, rdb redis.UniversalClient) {
 	}
 }
 
+// Conns with different timeouts share flights, and each call keeps its own.
+func TestDeadlinesOfConnsThatShareFlights(t *testing.T) {
+	s := redistest.Start(t)
+	rdb := s.Client()
+	short := newConn(t, rdb, roundtrip.Config{Timeout: 50 * time.Millisecond, NoBreaker: true})
+	long := newConn(t, rdb, roundtrip.Config{Timeout: time.Second, NoBreaker: true})
+	callers(16, 5, func(int) { mustIncrOnce(t, long) }) // connections are warm
+	s.Pause()
+	var wrong atomic.Int64
+	callers(32, 1, func(i int) {
+		c, least, most := long, 500*time.Millisecond, 1500*time.Millisecond
+		if i%2 == 0 {
+			c, least, most = short, 40*time.Millisecond, 500*time.Millisecond
+		}
+		began := time.Now()
+		err := c.Do(context.Background(), "incr", redis.NewIntCmd(context.Background(), "incr", "n"))
+		if took := time.Since(began); !errors.Is(err, roundtrip.ErrTimeout) || took < least || took > most {
+			wrong.Add(1)
+			t.Logf("%v after %v; want ErrTimeout between %v and %v", err, took, least, most)
+		}
+	})
+	if wrong.Load() > 0 {
+		t.Errorf("%d calls of 32 did not end by their own timeout", wrong.Load())
+	}
+	s.Resume()
+}
+
 func mustIncrOnce(t testing.TB, c *roundtrip.Conn) {
 	if err := c.Do(context.Background(), "incr", redis.NewIntCmd(context.Background(), "incr", "warm")); err != nil {
 		t.Logf("warming up: %v", err)

@@ -68,7 +68,13 @@ func New(rdb redis.UniversalClient, cfg Config) (*Conn, error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	return &Conn{cfg: cfg, eng: engineFor(rdb)}, nil
+	c := &Conn{cfg: cfg, eng: engineFor(rdb)}
+	for t := int64(cfg.Timeout); ; {
+		longest := c.eng.longest.Load()
+		if t <= longest || c.eng.longest.CompareAndSwap(longest, t) {
+			return c, nil
+		}
+	}
 }
 
 // Client returns the client the Conn was made from.
@@ -109,12 +115,19 @@ func (c *Conn) Do(ctx context.Context, op string, cmds ...redis.Cmder) error {
 // ended first. Otherwise each command holds its own outcome; pass its Err to
 // Classify.
 func (c *Conn) DoEach(ctx context.Context, op string, cmds ...redis.Cmder) error {
+	return c.DoEachBy(ctx, time.Time{}, op, cmds...)
+}
+
+// DoEachBy is DoEach for a call that began some time ago: it ends at by, if that is
+// sooner than after Config.Timeout. Zero means no such time. That by was missed
+// counts against the server, unlike a deadline of ctx, which is the caller's affair.
+func (c *Conn) DoEachBy(ctx context.Context, by time.Time, op string, cmds ...redis.Cmder) error {
 	if c.cfg.OnCall == nil {
-		_, err := c.send(ctx, op, cmds)
+		_, err := c.send(ctx, op, cmds, by)
 		return err
 	}
 	start := time.Now()
-	coalesced, err := c.send(ctx, op, cmds)
+	coalesced, err := c.send(ctx, op, cmds, by)
 	ev := Event{Op: op, Commands: len(cmds), Duration: time.Since(start), Coalesced: coalesced, Err: err}
 	for i := 0; err == nil && ev.Err == nil && i < len(cmds); i++ {
 		ev.Err = c.Classify(op, cmds[i].Err())
@@ -132,7 +145,7 @@ func (c *Conn) Run(ctx context.Context, op string, cmd *ScriptCmd) (*redis.Cmd, 
 	return cmd.Cmd, nil
 }
 
-func (c *Conn) send(ctx context.Context, op string, cmds []redis.Cmder) (coalesced bool, err error) {
+func (c *Conn) send(ctx context.Context, op string, cmds []redis.Cmder, by time.Time) (coalesced bool, err error) {
 	if len(cmds) == 0 {
 		return false, nil
 	}
@@ -152,10 +165,10 @@ func (c *Conn) send(ctx context.Context, op string, cmds []redis.Cmder) (coalesc
 		return false, &Error{Package: c.cfg.Name, Op: op, Kind: ErrUnavailable, Err: errBreakerOpen}
 	}
 	if n := c.eng.inflight.Add(1); !waits && (n <= directCallers || c.cfg.NoCoalesce) {
-		err = c.direct(ctx, op, l, cmds)
+		err = c.direct(ctx, op, l, cmds, by)
 	} else {
 		coalesced = true
-		err = c.join(ctx, op, l, cmds)
+		err = c.join(ctx, op, l, cmds, by)
 	}
 	c.eng.inflight.Add(-1)
 	return coalesced, err
@@ -171,8 +184,11 @@ func (c *Conn) gone(op string, cause error, maybe bool) error {
 }
 
 // direct sends cmds at once, on a connection of their own.
-func (c *Conn) direct(ctx context.Context, op string, l *lane, cmds []redis.Cmder) error {
-	own, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+func (c *Conn) direct(ctx context.Context, op string, l *lane, cmds []redis.Cmder, by time.Time) error {
+	if end := time.Now().Add(c.cfg.Timeout); by.IsZero() || end.Before(by) {
+		by = end
+	}
+	own, cancel := context.WithDeadline(ctx, by)
 	defer cancel()
 	if c.eng.bounded {
 		// The socket itself obeys the deadline: no second goroutine needed.
