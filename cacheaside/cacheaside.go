@@ -52,7 +52,7 @@ type Cache[K comparable, V any] struct {
 // caches of one name and prefix share their entries, in this process and in
 // others, so they must agree about the types and meaning of keys and values.
 //
-// load returns the value of a key at the source, or ErrNotFound. It is called
+// load returns the value of a key at the source, or [ErrNotFound]. It is called
 // with the values of some caller's context, never with its cancellation, and must
 // read what was written before it was called: not from a lagging replica.
 //
@@ -120,7 +120,7 @@ func Plain[K comparable, V any](load func(key K) (V, error)) func(context.Contex
 
 // Close ends the cache's goroutines and connections of its own, and waits for
 // them, but not for loaders that are still running. It does not close the client,
-// and removes nothing from Redis. Calls after it return ErrClosed; a second Close
+// and removes nothing from Redis. Calls after it return [ErrClosed]; a second Close
 // does nothing.
 func (c *Cache[K, V]) Close() error {
 	c.life.Lock()

@@ -39,7 +39,7 @@ type Config struct {
 	// one. Zero means DefaultJitter; negative means none.
 	Jitter float64
 
-	// NegativeTTL is how long the answer [ErrNotFound] of a loader is kept. Zero
+	// NegativeTTL is how long the answer ErrNotFound of a loader is kept. Zero
 	// means DefaultNegativeTTL or TTL, whichever is less; negative means that it
 	// is not kept.
 	NegativeTTL time.Duration
@@ -77,8 +77,10 @@ type Config struct {
 	// their encoded sizes in bytes, in place of L1Entries.
 	L1Weight int64
 
-	// L1TTL is how long a value may stay in this process without asking Redis.
-	// Zero means as long as it is fresh; MaxStaleness holds in any case.
+	// L1TTL is how long a value may stay in this process without asking Redis,
+	// and so how long it outlives a deletion that nobody announces: a DEL by
+	// another program, an eviction or a FLUSHALL, all without Tracking. Zero means
+	// as long as it is fresh. Invalidations by any Cache of this name end it sooner.
 	L1TTL time.Duration
 
 	// MaxStaleness bounds how long a value in this process may outlive an

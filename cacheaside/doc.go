@@ -25,7 +25,7 @@
 // across a failover to a lagging replica), a loader that reads what was written
 // before it was called, and Get with the first level turned off. With it, both
 // hold in the process that invalidates, and elsewhere after the announcement has
-// arrived: usually in less than a millisecond, and within Config.MaxStaleness if
+// arrived: usually in less than a millisecond, and within [Config.MaxStaleness] if
 // the connection falls silent (on a cluster also if the links between its nodes
 // work, since announcements travel over them).
 //
@@ -57,7 +57,9 @@
 //	...         payload
 //	last 4      CRC-32C of the key and all of the above but the claim
 //
-// So a hit is a plain GET, and DEL by anybody is a correct invalidation.
+// So a hit is a plain GET, and DEL by anybody is a correct invalidation: of what
+// is in Redis. Copies in processes live on after it until they expire, unless
+// [Config.Tracking] is set. Everything in Redis has a TTL.
 //
 // # Round trips
 //
@@ -68,16 +70,16 @@
 //
 // # Failures
 //
-// Get and its kin never fail because of Redis: within Config.Timeout the loader
+// Get and its kin never fail because of Redis: within [Config.Timeout] the loader
 // is called instead, for one caller a key and process, and for at most
-// Config.MaxDirectLoads keys. Invalidate and Update do report it: the keys are
+// [Config.MaxDirectLoads] keys. Invalidate and Update do report it: the keys are
 // queued, tried again in the background, and not read from the cache by this
 // process until that has succeeded. Stored values that are damaged or foreign are
-// reported to Hooks.Error and replaced.
+// reported to [Hooks.Error] and replaced.
 //
 // # Concurrency
 //
 // All methods are safe for concurrent use. Values are shared between callers, so
-// treat them as read-only or set Funcs.Clone. A Cache owns goroutines and one
-// connection, which Close ends.
+// treat them as read-only or set [Funcs.Clone]. A Cache owns goroutines and one
+// connection (one to each master with [Config.Tracking]), which [Cache.Close] ends.
 package cacheaside

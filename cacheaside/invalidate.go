@@ -36,14 +36,14 @@ const chunk = 500
 // as long as its announcement takes, at most MaxStaleness). Loads that began
 // before are not cached. Call it after the source was changed.
 //
-// It is not cancelled with ctx. An error that matches ErrUnavailable means that
+// It is not cancelled with ctx. An error that matches [ErrUnavailable] means that
 // some keys may still be cached; they are tried again, see
-// ErrInvalidationQueued.
+// [ErrInvalidationQueued].
 func (c *Cache[K, V]) Invalidate(ctx context.Context, keys ...K) error {
 	return c.invalidate(ctx, keys, nil)
 }
 
-// InvalidateTags invalidates all keys that have one of the tags, see Funcs.Tags,
+// InvalidateTags invalidates all keys that have one of the tags, see [Funcs.Tags],
 // at the cost of one key for each tag. Otherwise it is like Invalidate.
 func (c *Cache[K, V]) InvalidateTags(ctx context.Context, tags ...string) error {
 	return c.invalidate(ctx, nil, tags)
@@ -252,7 +252,7 @@ func escapeGlob(s string) string {
 // whoever loads it now. A fenced key stays fenced, and nothing is stored.
 //
 // The last Set wins, and that need not be the one whose value is the newest at
-// the source. With Funcs.Version the newest wins against what is stored, but
+// the source. With [Funcs.Version] the newest wins against what is stored, but
 // not against what was invalidated meanwhile. Update has neither gap.
 //
 // The error means that the value was not stored, or maybe; the key is then

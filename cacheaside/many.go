@@ -24,7 +24,7 @@ const (
 )
 
 // GetMany returns the values of keys: from this process, from Redis in calls of
-// 500, and the missing ones from Funcs.LoadMany, or else from the loader, 32 at a
+// 500, and the missing ones from [Funcs.LoadMany], or else from the loader, 32 at a
 // time. Everything said of Get holds for each key. Keys that were not found are
 // missing from the result.
 //

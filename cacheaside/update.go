@@ -24,16 +24,16 @@ var (
 
 // Update changes the source by write, and no reader sees the old value of keys
 // after another has seen the new one (first levels of other processes aside, see
-// Config.MaxStaleness): it fences the keys, calls write, and lifts the fences.
+// [Config.MaxStaleness]): it fences the keys, calls write, and lifts the fences.
 // While a key is fenced nothing is cached for it and every Get loads.
 //
 // write is given a context that ends with ctx, and in any case before the fences
 // do. If it fails its error is returned; the keys are then simply no longer
 // cached. A process that dies meanwhile leaves the keys fenced for at most
-// Config.FenceTTL.
+// [Config.FenceTTL].
 //
 // With Redis down the write is done nevertheless. An error that matches
-// ErrFenceLost or ErrInvalidationQueued says that write succeeded, but that the
+// [ErrFenceLost] or [ErrInvalidationQueued] says that write succeeded, but that the
 // promise above does not hold this time.
 func (c *Cache[K, V]) Update(ctx context.Context, write func(ctx context.Context) error, keys ...K) (err error) {
 	f, err := c.Fence(ctx, keys...)
@@ -55,7 +55,7 @@ type Fence struct {
 	err  error
 }
 
-// Fence puts a fence around keys until Done is called or Config.FenceTTL is over.
+// Fence puts a fence around keys until Done is called or [Config.FenceTTL] is over.
 // It is for writes that do not fit into a function for Update. Fences of several
 // callers around one key stand independently of each other.
 //
