@@ -38,8 +38,9 @@ type AccessLogConfig struct {
 //
 //	method, route, status, bytes, duration, request_id, client,
 //	session   the public id of the session, if the handler used one
-//	limit     "allowed", "denied", "shadow" or "error", with limit_policy and,
-//	          unless Redis decided, limit_source
+//	path      if AccessLogConfig.Path is set
+//	limit     "allowed", "denied", "shadow", "banned" or "error", with limit_policy
+//	          and, unless Redis decided, limit_source
 //	cache     where a cached value came from
 //	panic     true, when the handler panicked
 //

@@ -13,7 +13,7 @@ import (
 type ClientAddrConfig struct {
 	// Trusted names the proxies whose word counts, as prefixes of their own
 	// addresses, such as 10.0.0.0/8. A header is read only if the TCP peer is in
-	// one of them. See [Prefixes].
+	// one of them. The function Prefixes makes such a list.
 	Trusted []netip.Prefix
 
 	// TrustUnixSocket trusts a peer that has no address since it is connected

@@ -5,6 +5,7 @@
 //		middleware.Recover(middleware.RecoverConfig{}),
 //		middleware.RequestID(middleware.RequestIDConfig{}),
 //		middleware.ClientAddr(middleware.ClientAddrConfig{Trusted: middleware.Prefixes("10.0.0.0/8")}),
+//		middleware.Observe(observer),
 //		middleware.AccessLog(middleware.AccessLogConfig{}),
 //		middleware.RateLimit(limiter, middleware.ClientIP(), middleware.RateLimitConfig{}),
 //		middleware.Sessions(sessions, "__Host-sid", middleware.SessionsConfig{}),
@@ -30,8 +31,8 @@
 // # When Redis is down
 //
 // Requests go on, each within the deadlines of the cores. A session that can't be
-// loaded is empty and marked (session.Loaded); a response that claims to have
-// changed one that can't be saved becomes 503, unless SessionsConfig.ServeUnsaved
+// loaded is empty and marked ([session.Loaded]); a response that claims to have
+// changed one that can't be saved becomes 503, unless [SessionsConfig.ServeUnsaved]
 // is set. A limiter decides by its failure policy, and answers 503 where that is
 // to deny.
 //

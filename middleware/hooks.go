@@ -9,7 +9,7 @@ import (
 	"github.com/redporch/redporch/session"
 )
 
-// SessionHooks returns hooks for session.Config that tell o of each exchange with
+// SessionHooks returns hooks for [session.Config] that tell o of each exchange with
 // Redis (Op "load", "save", …; Outcome "ok" or "error") and of what happens to
 // sessions (Op "session"; Outcome "created", "destroyed", "regenerated", "revoked",
 // "adopted" or "undecodable").
@@ -34,7 +34,7 @@ func SessionHooks(o Observer) session.Hooks {
 	}
 }
 
-// RateLimitHooks returns hooks for ratelimit.Config that tell o of each decision
+// RateLimitHooks returns hooks for [ratelimit.Config] that tell o of each decision
 // (Op "decide"; Outcome "allowed", "denied", "shadow", "banned" or "error"; Name
 // the deciding policy) and of Redis going and coming (Op "redis"; Outcome
 // "unavailable" or "available"). A decision by a failure policy has the outcome it
@@ -65,11 +65,11 @@ func RateLimitHooks(o Observer) ratelimit.Hooks {
 	}
 }
 
-// CacheHooks returns hooks for cacheaside.Config that tell o of loads (Op "load";
+// CacheHooks returns hooks for [cacheaside.Config] that tell o of loads (Op "load";
 // Outcome "ok", "not-found" or "error"), fills (Op "fill"; Outcome "accepted",
 // "refused" or "error"), invalidations (Op "invalidate"; Outcome "ok" or "error") and
 // failures that no caller sees (Op "error"; Outcome the operation). name is the
-// cache's, for Event.Name. Hits are too quick to be reported one by one: publish
+// cache's, for [Event.Name]. Hits are too quick to be reported one by one: publish
 // Cache.Stats, with expvar.Func for instance.
 func CacheHooks(o Observer, name string) cacheaside.Hooks {
 	return cacheaside.Hooks{

@@ -15,9 +15,11 @@ import (
 type Event struct {
 	// Area is "http", "session", "ratelimit" or "cacheaside".
 	Area string
-	// Op is what was done, such as "request", "load", "commit", "decide", "get".
+	// Op is what was done: of "http" it is "request", "ratelimit", "session" (a
+	// session was loaded) or "commit"; for the cores see their hooks, such as
+	// SessionHooks.
 	Op string
-	// Outcome is how it ended, such as "ok", "denied", "hit", "error". Together
+	// Outcome is how it ended, such as "ok", "denied", "new", "error". Together
 	// with Area and Op it takes few values, so it may become a metric's label.
 	Outcome string
 	// Name is the route, the deciding policy, or the cache.

@@ -59,13 +59,13 @@ type RateLimitConfig struct {
 
 	// Denied, when set, answers denied requests in place of the problem document.
 	// The headers are set already, Retry-After among them; it writes status and
-	// body. See [Decisions] for why.
+	// body. Decisions tells why.
 	Denied http.Handler
 
 	// Error, when set, answers when the limiter returned an error: a mistake, such
-	// as a negative cost, or a client that has gone. Redis being down is none, the
-	// limiter's own failure policy decides then. Nil means 500, or 499 for a client
-	// that has gone.
+	// as a negative cost, or a request that has ended. Redis being down is none, the
+	// limiter's own failure policy decides then. Nil means 500, 503 if the request's
+	// own deadline was over, or 499 for a client that has gone.
 	Error func(w http.ResponseWriter, r *http.Request, err error)
 
 	// Logger gets warnings and errors. Nil means slog.Default().
@@ -155,13 +155,20 @@ func Decisions(r *http.Request) []Decision {
 //	429  the limit is reached; Retry-After says when to come back, in seconds
 //	     rounded up, unless the request costs more than can ever be admitted
 //	503  Redis is down and the failure policy is to deny
-//	500  the limiter was used wrongly
-//	499  the client has gone meanwhile
 //
-// all with Cache-Control: no-store and a problem document (RFC 9457), or plain
-// text for clients that accept text but no JSON. Admitted requests get the same
-// fields. Where limiters are nested, each adds its policies to the lists of
-// Draft11; of single values the tightest is kept.
+// with a problem document (RFC 9457), or plain text for clients that accept text
+// but no JSON. What could not be decided is answered as well, in plain text or, to
+// a client that has gone, not at all:
+//
+//	500  the limiter was used wrongly, or what Redis holds is not a limiter's
+//	503  the request's own deadline was over
+//	499  the client has gone meanwhile
+//	400  there is no key, and RateLimitConfig.NoKey is to deny
+//
+// All of these carry Cache-Control: no-store. Admitted requests and those denied
+// with 429 get the fields of [RateLimitConfig.Headers]. Where limiters are nested,
+// each adds its policies to the lists of Draft11; of single values the tightest is
+// kept.
 //
 // The fields are written before the handler runs, and no writer is wrapped
 // unless RefundIf is set. RateLimit panics if l or key is nil or cfg contradicts

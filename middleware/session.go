@@ -14,7 +14,7 @@ import (
 // sessions it must not be used by several goroutines at once.
 //
 // When Redis could not be asked the session is empty but usable, and
-// session.Loaded reports false. Use [LoadSession] to see the error.
+// [session.Loaded] reports false. Use [LoadSession] to see the error.
 //
 // Session panics if the request did not pass Sessions. An empty session instead
 // would look like a user who is signed out, and what a handler keeps in it would
@@ -26,7 +26,7 @@ func Session(r *http.Request) *sessions.Session {
 
 // LoadSession is Session with the error of loading. The session is usable
 // nevertheless, so the error may be ignored. For Redis being down
-// errors.Is(err, session.ErrUnavailable) holds.
+// errors.Is(err, [session.ErrUnavailable]) holds.
 func LoadSession(r *http.Request) (*sessions.Session, error) {
 	return mustHold(r, "").use(r)
 }
@@ -46,7 +46,7 @@ func StoreOf(r *http.Request) *session.Store { return mustHold(r, "").sm.store }
 // the rights of a session grow, above all at login, so that an id which somebody
 // planted or saw before is worthless. The old id is dead when Regenerate returns.
 //
-// It returns session.ErrHeadersSent, and does nothing, if the response's headers
+// It returns [session.ErrHeadersSent], and does nothing, if the response's headers
 // have gone, since the new cookie could not be sent. Other errors are those of
 // Store.Regenerate. It panics if the request did not pass Sessions.
 func Regenerate(r *http.Request) error {
