@@ -49,5 +49,6 @@
 //
 // # Failures and concurrency
 //
-// Nothing here fails a request. All methods are safe for concurrent use.
+// Nothing here fails a request, and nothing asks Redis. All methods are safe for
+// concurrent use.
 package redporchotel

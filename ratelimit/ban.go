@@ -30,7 +30,7 @@ func (l *Limiter) Ban(ctx context.Context, key string, d time.Duration) error {
 	return err
 }
 
-// Unban lifts a ban. Other processes may deny for up to Config.MaxStale more. The
+// Unban lifts a ban. Other processes may deny for up to [Config.MaxStale] more. The
 // error is non-nil if Redis could not be asked.
 func (l *Limiter) Unban(ctx context.Context, key string) error {
 	return l.unlink(ctx, "unban", key, l.keys.base(key))
@@ -38,7 +38,7 @@ func (l *Limiter) Unban(ctx context.Context, key string) error {
 
 // Reset forgets all that was taken for key under the limiter's policies, leases
 // included. It does not lift a ban. Other processes may deny for up to
-// Config.MaxStale more. The error is non-nil if Redis could not be asked.
+// [Config.MaxStale] more. The error is non-nil if Redis could not be asked.
 func (l *Limiter) Reset(ctx context.Context, key string) error {
 	return l.unlink(ctx, "reset", key, l.stateKeys(key, l.set)...)
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // ErrUnavailable says that Redis could not be asked. It is found by errors.Is in
-// Result.Err, and in the errors of calls that no failure policy can decide, such
+// [Result.Err], and in the errors of calls that no failure policy can decide, such
 // as Reset. It is the same value in all packages of this module.
 var ErrUnavailable = roundtrip.ErrUnavailable
 

@@ -12,7 +12,7 @@
 //
 //   - A call that is denied takes nothing, and a denial or a peek leaves Redis as
 //     it was. Several policies are taken together or not at all.
-//   - Result.Remaining is true for denials too. RetryAfter is the smallest wait
+//   - [Result.Remaining] is true for denials too. RetryAfter is the smallest wait
 //     after which this very call would be admitted if no other came, to the
 //     microsecond; Never if it cannot be.
 //   - Time is the Redis server's, arithmetic is in integers. States carry their own
@@ -34,7 +34,7 @@
 //	prefix{h}:l:name   zset    SlidingLog     time → units so far:units of this call
 //	prefix{h}:n:name   zset    Concurrency    end of the lease → lease
 //
-// h is 128 bits of HMAC-SHA-256 of the subject under Config.Secret (of SHA-256
+// h is 128 bits of HMAC-SHA-256 of the subject under [Config.Secret] (of SHA-256
 // without one) in base64url. It is the hash tag, so that all keys of a subject are
 // in one cluster slot, and nothing that a subject contains can change that. Names
 // are lower-cased. Every key has a TTL that outlives what it holds by about a
@@ -42,25 +42,33 @@
 //
 // # Round trips
 //
-// A decision is one script run. Concurrent decisions leave together: while two
-// flights are under way further calls gather, and leave when one has landed,
-// those on the same key as one run with their costs in order of arrival, up to
-// 64 keys of a server in one EVALSHA (of a slot, on a cluster). A call that is
-// denied again, at the same cost or a larger one, costs no command: see
-// Config.MaxStale for what that means when another process gives units back.
+//	Allow, AllowN, AllowUpTo, Peek, Reserve   1   one script for all policies
+//	the same, denied again                    0
+//	Commit of all that was reserved           0   1 with a Concurrency policy
+//	Commit of less or more, Cancel            1
+//	Renew                                     1   0 without a Concurrency policy
+//	Refund, Reset, Ban, Unban                 1
+//	AllowAll                                  1   for each call, and for each given back
+//
+// Concurrent decisions leave together: while two flights are under way further
+// calls gather, and leave when one has landed, those on the same key as one run
+// with their costs in order of arrival, up to 64 keys of a server in one EVALSHA
+// (of a slot, on a cluster). A call that is denied again, at the same cost or a
+// larger one, is answered in this process: see [Config.MaxStale] for what that
+// means when another process gives units back.
 //
 // # While Redis is unavailable
 //
-// Each call returns within Config.Timeout, and at once after repeated failures.
-// What it decides is up to each policy, see FailurePolicy: a single FailClosed
-// denies, Local ones decide by a share of the limit in this process, FailOpen
-// admits. Result.Source says who decided, Result.Err why. The error beside a Result is for
-// misuse, for data in Redis that is not a limiter's, and for contexts that
-// ended.
+// Each call returns within [Config.Timeout], and at once after repeated failures.
+// What it decides is up to each policy, see [FailurePolicy]: a single [FailClosed]
+// denies, [Local] ones decide by a share of the limit in this process, [FailOpen]
+// admits. [Result.Source] says who decided, [Result.Err] why. The error beside a
+// Result is for misuse, for data in Redis that is not a limiter's, and for contexts
+// that ended.
 //
 // # Concurrency
 //
 // A Limiter is safe for concurrent use, owns no goroutine while idle and needs no
 // Close. A caller whose context ends before its flight took off is not charged;
-// one that leaves later is, unless Config.RefundAbandoned.
+// one that leaves later is, unless [Config.RefundAbandoned].
 package ratelimit

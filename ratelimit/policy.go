@@ -121,7 +121,7 @@ func (p Policy) Phased() Policy {
 	return p
 }
 
-// Shadow lets the policy count and report, in Result.Policies and to hooks, but
+// Shadow lets the policy count and report, in [Result.Policies] and to hooks, but
 // never deny. It counts what the other policies admit and it would have
 // admitted.
 func (p Policy) Shadow() Policy {
@@ -130,7 +130,7 @@ func (p Policy) Shadow() Policy {
 }
 
 // OnUnavailable says what the policy decides while Redis can't be asked. The
-// default is Config.OnUnavailable.
+// default is [Config.OnUnavailable].
 func (p Policy) OnUnavailable(f FailurePolicy) Policy {
 	p.down = f
 	return p

@@ -55,9 +55,9 @@ type policySet struct {
 // New returns a Limiter over rdb, which stays the caller's to close: a
 // *redis.Client (also one for Sentinel) or a *redis.ClusterClient. It dials
 // nothing. A call is admitted if every policy admits it, and then taken from all
-// of them; there must be at least one, and their names must differ, not only in
-// case. Add hooks to the client, such as those of tracing, before: later ones don't
-// see the limiter's calls. The error lists everything that is wrong.
+// of them; there are 1 to 16, and their names must differ, not only in case. Add
+// hooks to the client, such as those of tracing, before: later ones don't see the
+// limiter's calls. The error lists everything that is wrong.
 func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, error) {
 	errs := cfg.check()
 	conn, err := roundtrip.New(rdb, roundtrip.Config{Name: "ratelimit", Timeout: max(cfg.Timeout, 0), NoCoalesce: cfg.NoCoalesce})
@@ -165,8 +165,8 @@ func (c *core) newSet(policies []Policy) *policySet {
 //
 // The error is non-nil only for misuse, for data in Redis that is not a
 // limiter's, or if ctx ended first; the Result is then a denial. Redis being
-// unavailable is no error: the failure policy decides, Result.Source and
-// Result.Err tell.
+// unavailable is no error: the failure policy decides, [Result.Source] and
+// [Result.Err] tell.
 func (l *Limiter) Allow(ctx context.Context, key string) (Result, error) {
 	return l.take(ctx, key, 1)
 }
@@ -181,7 +181,7 @@ func (l *Limiter) AllowN(ctx context.Context, key string, n int64) (Result, erro
 }
 
 // AllowUpTo takes as many units for key as every policy admits, at most n, which
-// must be 1 or more. Result.Granted tells how many; Allowed is false if there were
+// must be 1 or more. [Result.Granted] tells how many; Allowed is false if there were
 // none. Errors are those of Allow.
 func (l *Limiter) AllowUpTo(ctx context.Context, key string, n int64) (Result, error) {
 	if n < 1 {

@@ -10,9 +10,9 @@ import (
 
 // Destroy deletes s in Redis and its cookie, and empties s.Values. It finishes
 // even if the client disconnects. Values that are set afterwards make a new
-// session with a new id. The error matches ErrUnavailable if Redis could not be
+// session with a new id. The error matches [ErrUnavailable] if Redis could not be
 // asked; the session may then still be there, the cookie is deleted all the same. It
-// matches ErrNotReplicated as Save's does.
+// matches [ErrNotReplicated] as Save's does.
 func (st *Store) Destroy(w http.ResponseWriter, r *http.Request, s *sessions.Session) error {
 	x := st.own(s)
 	if n := s.Name(); n != "" {

@@ -15,12 +15,12 @@
 //   - Nothing is stored without an expiry.
 //
 // It does not promise a transaction over several values: what must change together
-// belongs in one value, or see Config.DetectConflicts.
+// belongs in one value, or see [Config.DetectConflicts].
 //
 // # Tokens and keys
 //
 // The cookie holds base64url(tag ‖ secret), 2 and 32 random bytes, and with
-// Config.Keys "." and the first half of HMAC-SHA-256(key, name ‖ 0 ‖ token). Keys
+// [Config.Keys] "." and the first half of HMAC-SHA-256(key, name ‖ 0 ‖ token). Keys
 // in Redis are, with the prefix "redporch:session:" by default:
 //
 //	prefix{tag}:SHA-256(name ‖ 0 ‖ secret)   hash   one session
@@ -61,18 +61,18 @@
 //	list a user's sessions     2
 //	revoke one / all           1 / 2
 //
-// A load that finds the session's idle time spent by more than Config.TouchEvery
+// A load that finds the session's idle time spent by more than [Config.TouchEvery]
 // prolongs it in the background, and a save then prolongs it as well. Otherwise
 // both leave its expiry alone.
 //
 // # When Redis fails
 //
-// Loads and saves fail with ErrUnavailable within Config.Timeout; the session is
+// Loads and saves fail with [ErrUnavailable] within [Config.Timeout]; the session is
 // usable all the same. Deletions go on when the client has disconnected. No error
-// but ErrNotReplicated leads to a cookie: the client keeps the one it has.
+// but [ErrNotReplicated] leads to a cookie: the client keeps the one it has.
 //
 // Replication is asynchronous, so a failover may undo the last moments, a logout
-// among them. Config.Replicas makes writes wait for replicas.
+// among them. [Config.Replicas] makes writes wait for replicas.
 //
 // # Concurrency
 //

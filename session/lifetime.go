@@ -123,7 +123,7 @@ func (st *Store) TTL(s *sessions.Session) (idle, absolute time.Duration) {
 }
 
 // Touch prolongs the life of a stored session now, without saving its values. The
-// error matches ErrSessionGone or ErrUnavailable; it is nil for a session that is
+// error matches [ErrSessionGone] or [ErrUnavailable]; it is nil for a session that is
 // not stored.
 func (st *Store) Touch(r *http.Request, s *sessions.Session) error {
 	x := st.state(s)

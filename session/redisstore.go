@@ -128,7 +128,7 @@ func (st *Store) change(f func(*settings)) {
 }
 
 // Options replaces the options that sessions start with from now on. It is there
-// for code written for redisstore and gin; Config.Cookie is the better place. It
+// for code written for redisstore and gin; [Config.Cookie] is the better place. It
 // is safe for concurrent use.
 //
 // Since redisstore takes MaxAge for the session's life as well, a store of
@@ -145,7 +145,7 @@ func (st *Store) Options(opts sessions.Options) {
 
 // KeyPrefix sets what redisstore's keys begin with. Those of a store made by
 // NewRedisStore begin with "redporch:" and that; those of other stores with
-// Config.Prefix. Without Config.Redisstore it does nothing.
+// [Config.Prefix]. Without [Config.Redisstore] it does nothing.
 func (st *Store) KeyPrefix(prefix string) {
 	st.change(func(set *settings) {
 		if set.redisstore == nil {
@@ -158,7 +158,7 @@ func (st *Store) KeyPrefix(prefix string) {
 	})
 }
 
-// KeyGen sets RedisstoreConfig.KeyGen. Without Config.Redisstore it does nothing.
+// KeyGen sets [RedisstoreConfig.KeyGen]. Without [Config.Redisstore] it does nothing.
 func (st *Store) KeyGen(f redisstore.KeyGenFunc) {
 	st.change(func(set *settings) {
 		if set.redisstore != nil {
@@ -167,8 +167,8 @@ func (st *Store) KeyGen(f redisstore.KeyGenFunc) {
 	})
 }
 
-// Serializer sets RedisstoreConfig.Serializer; nil is ignored. Without
-// Config.Redisstore it does nothing.
+// Serializer sets [RedisstoreConfig.Serializer]; nil is ignored. Without
+// [Config.Redisstore] it does nothing.
 func (st *Store) Serializer(ss redisstore.SessionSerializer) {
 	st.change(func(set *settings) {
 		if set.redisstore != nil && ss != nil {
@@ -177,7 +177,7 @@ func (st *Store) Serializer(ss redisstore.SessionSerializer) {
 	})
 }
 
-// KeepLayoutUntil sets RedisstoreConfig.Until. Without Config.Redisstore it does
+// KeepLayoutUntil sets [RedisstoreConfig.Until]. Without [Config.Redisstore] it does
 // nothing.
 func (st *Store) KeepLayoutUntil(t time.Time) {
 	st.change(func(set *settings) {

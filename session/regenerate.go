@@ -10,7 +10,7 @@ import (
 // atomic round trip. Call it when privileges change, above all at login, so that
 // an id that somebody planted before is worthless (session fixation). The old id
 // is dead at once; what concurrent requests saved under it before is kept, what
-// they save later fails with ErrSessionGone.
+// they save later fails with [ErrSessionGone].
 //
 // A session that is bound to another user by the same call starts its absolute
 // lifetime anew. The errors are those of Save; after an error the old id is still

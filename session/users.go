@@ -47,7 +47,7 @@ func (st *Store) indexKey(user string) string {
 //	err := store.Regenerate(w, r, s)
 //
 // The error is non-nil for a name over 512 bytes or of invalid UTF-8, and matches
-// ErrLayout for a session that is kept in redisstore's layout.
+// [ErrLayout] for a session that is kept in redisstore's layout.
 func (st *Store) Bind(s *sessions.Session, user string) error {
 	if len(user) > maxUser || strings.ToValidUTF8(user, "") != user {
 		return fmt.Errorf("session: Bind: the user's name has %d bytes; use up to %d bytes of valid UTF-8", len(user), maxUser)
@@ -95,7 +95,7 @@ func (st *Store) indexed(ctx context.Context, op, user string) ([]string, error)
 }
 
 // Sessions lists the sessions that are bound to user, the last used first. It
-// takes two round trips. The error matches ErrUnavailable.
+// takes two round trips. The error matches [ErrUnavailable].
 func (st *Store) Sessions(ctx context.Context, user string) ([]Info, error) {
 	if user == "" {
 		return nil, nil
@@ -177,8 +177,8 @@ func (st *Store) info(id string, cmds []redis.Cmder) Info {
 }
 
 // Revoke ends the session with a public id if it is bound to user, and reports
-// whether it was there. It takes one round trip. The error matches ErrUnavailable,
-// or ErrNotReplicated beside true.
+// whether it was there. It takes one round trip. The error matches [ErrUnavailable],
+// or [ErrNotReplicated] beside true.
 func (st *Store) Revoke(ctx context.Context, user, id string) (bool, error) {
 	if st.keyOfID(id) == "" || user == "" {
 		return false, nil
@@ -196,8 +196,8 @@ func (st *Store) revoked(ctx context.Context, user, id string) {
 // RevokeUser ends all sessions that are bound to user, except those with the
 // public ids in except, and returns how many there were. A session that gets a
 // new id meanwhile does not escape. It takes two round trips, and more if it met
-// sessions that were gone. After an error, which matches ErrUnavailable, some may
-// be left; calling again is safe. ErrNotReplicated leaves none.
+// sessions that were gone. After an error, which matches [ErrUnavailable], some may
+// be left; calling again is safe. [ErrNotReplicated] leaves none.
 func (st *Store) RevokeUser(ctx context.Context, user string, except ...string) (int, error) {
 	if user == "" {
 		return 0, nil

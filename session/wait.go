@@ -9,10 +9,10 @@ import (
 	"github.com/redporch/redporch/internal/roundtrip"
 )
 
-// ErrNotReplicated says that fewer replicas than Config.Replicas acknowledged a
+// ErrNotReplicated says that fewer replicas than [Config.Replicas] acknowledged a
 // write in time. The master has carried it out, and the session and its cookie
 // are as after a success; it is lost if the master fails before a replica has it.
-// It does not match ErrUnavailable.
+// It does not match [ErrUnavailable].
 var ErrNotReplicated = roundtrip.ErrNotReplicated
 
 // maxReplicas bounds Config.Replicas: more was a mistake.
