@@ -7,6 +7,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"go/ast"
 	"go/format"
@@ -44,15 +45,18 @@ func main() {
 func options(fsys fs.FS) ([]byte, error) {
 	var out bytes.Buffer
 	fmt.Fprintln(&out, "# Options\n\nEvery option of every package. The zero value of each is the safe or usual choice, booleans name the departure from it, and constructors report all that is wrong at once. This page is generated from the doc comments by `go run ./internal/docgen`; a test fails when it is out of date.")
+	fmt.Fprintln(&out)
+	var body bytes.Buffer
 	for _, dir := range packages {
-		if err := onePackage(&out, fsys, dir); err != nil {
+		if err := onePackage(&out, &body, fsys, dir); err != nil {
 			return nil, err
 		}
 	}
-	return out.Bytes(), nil
+	return append(out.Bytes(), body.Bytes()...), nil
 }
 
-func onePackage(out *bytes.Buffer, fsys fs.FS, dir string) error {
+// onePackage writes a line with links to index, and the options to out.
+func onePackage(index, out *bytes.Buffer, fsys fs.FS, dir string) error {
 	names, err := fs.Glob(fsys, path.Join(dir, "*.go"))
 	if err != nil {
 		return err
@@ -88,9 +92,13 @@ func onePackage(out *bytes.Buffer, fsys fs.FS, dir string) error {
 		return strings.Compare(a.spec.Name.Name, b.spec.Name.Name)
 	})
 	fmt.Fprintf(out, "\n## %s\n", dir)
+	var links []string
 	for _, o := range pkg.structs {
 		pkg.write(out, o)
+		name := o.spec.Name.Name
+		links = append(links, fmt.Sprintf("[%s](#%s)", name, strings.ToLower(pkg.name+name)))
 	}
+	fmt.Fprintf(index, "- [%s](#%[1]s): %s\n", dir, strings.Join(links, ", "))
 	return nil
 }
 
@@ -174,13 +182,42 @@ func (s *source) prose(doc *ast.CommentGroup) string {
 		paragraph = docLink.ReplaceAllString(paragraph, "`$1`")
 		paragraph = defaultName.ReplaceAllStringFunc(paragraph, func(name string) string {
 			if value, ok := s.defaults[name]; ok {
-				return "`" + name + "` (" + value + ")"
+				return "`" + name + "` (" + human(value) + ")"
 			}
 			return name
 		})
 		out.WriteString(paragraph + "\n\n")
 	}
 	return strings.TrimSuffix(out.String(), "\n")
+}
+
+var (
+	duration = regexp.MustCompile(`^(?:(\d+) \* )?time\.(Millisecond|Second|Minute|Hour)$`)
+	bytesOf  = regexp.MustCompile(`^(\d+) << ([12]0)$`)
+	integer  = regexp.MustCompile(`^[\d_]+$`)
+)
+
+// human writes the expression of a constant as people do: "30 minutes", "64 KiB",
+// "10,000".
+func human(expr string) string {
+	if m := duration.FindStringSubmatch(expr); m != nil {
+		n, unit := cmp.Or(m[1], "1"), strings.ToLower(m[2])
+		if n != "1" {
+			unit += "s"
+		}
+		return n + " " + unit
+	}
+	if m := bytesOf.FindStringSubmatch(expr); m != nil {
+		return m[1] + map[string]string{"10": " KiB", "20": " MiB"}[m[2]]
+	}
+	if integer.MatchString(expr) {
+		digits := strings.ReplaceAll(expr, "_", "")
+		for i := len(digits) - 3; i > 0; i -= 3 {
+			digits = digits[:i] + "," + digits[i:]
+		}
+		return digits
+	}
+	return expr
 }
 
 func (s *source) text(node ast.Node) string {

@@ -53,8 +53,9 @@ type Result struct { N int }
 	}
 	got := string(text)
 	for _, want := range []string{
+		"- [session](#session): [Config](#sessionconfig), [AHooks](#sessionahooks)\n",
 		"### session.Config\n\nConfig is first, see `New`.\n\n```go\ncode()\n```\n",
-		"- **Life** `time.Duration`  \n  Life is how long. Zero means `DefaultLife` (3 * time.Hour).\n- **Death** `time.Duration`",
+		"- **Life** `time.Duration`  \n  Life is how long. Zero means `DefaultLife` (3 hours).\n- **Death** `time.Duration`",
 		"### session.AHooks\n\nAHooks is second.\n\n- **F** `func(int) error`  \n  beside\n",
 	} {
 		if !strings.Contains(got, want) {
@@ -68,6 +69,15 @@ type Result struct { N int }
 	}
 	if strings.Index(got, "session.AHooks") < strings.Index(got, "session.Config") {
 		t.Error("Config is not first")
+	}
+
+	for expr, want := range map[string]string{
+		"time.Second": "1 second", "250 * time.Millisecond": "250 milliseconds", "64 << 10": "64 KiB", "1 << 20": "1 MiB",
+		"10_000": "10,000", "16384": "16,384", "64": "64", "0.25": "0.25", `"a:"`: `"a:"`,
+	} {
+		if got := human(expr); got != want {
+			t.Errorf("human(%s) = %s; want %s", expr, got, want)
+		}
 	}
 
 	delete(fsys, "otel/a.go")
