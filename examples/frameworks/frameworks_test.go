@@ -35,7 +35,7 @@ func (l *lines) Write(b []byte) (int, error) {
 	return l.buf.Write(b)
 }
 
-// last waits for the record of the n-th request and returns it: it is written
+// request waits for the record of the n-th request and returns it: it is written
 // after the client has its answer.
 func (l *lines) request(t *testing.T, n int) map[string]any {
 	t.Helper()
