@@ -33,8 +33,13 @@ func TestRunGivesEachBodyAnEmptyRedis(t *testing.T) {
 			}
 		})
 	}
-	if seen != 6 {
-		t.Errorf("bodies run = %d; want 6", seen)
+	want := 2 // on miniredis alone
+	t.Run("where a server can run", func(t *testing.T) {
+		redistest.Start(t) // skips otherwise
+		want = 6
+	})
+	if seen != want {
+		t.Errorf("bodies run = %d; want %d", seen, want)
 	}
 }
 

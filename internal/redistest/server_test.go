@@ -183,16 +183,18 @@ func TestMissingServerSkipsOrFails(t *testing.T) {
 
 func TestShortRunsOnMiniredisAlone(t *testing.T) {
 	t.Setenv("REDISTEST", "")
+	before := flag.Lookup("test.short").Value.String()
 	if err := flag.Set("test.short", "true"); err != nil {
 		t.Fatal(err)
 	}
-	defer flag.Set("test.short", "false")
+	defer flag.Set("test.short", before)
 	if got := startWith(t); got.failed != "" || got.skipped == "" {
 		t.Errorf("under -short: skipped %q, failed %q; want a skip", got.skipped, got.failed)
 	}
 }
 
 func TestBrokenServerFailsWithItsLog(t *testing.T) {
+	redistest.Start(t) // skips where none can run
 	got := startWith(t, redistest.Set("no-such-directive", "1"))
 	if !strings.Contains(got.failed, "no-such-directive") {
 		t.Errorf("Start with a bad configuration failed with %q; want the server's complaint", got.failed)
