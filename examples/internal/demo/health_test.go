@@ -14,6 +14,9 @@ import (
 func TestBreakRedis(t *testing.T) {
 	for _, mode := range []string{"down", "stalled", "lost"} {
 		t.Run(mode, func(t *testing.T) {
+			if testing.Short() && mode != "down" {
+				t.Skip("waits for many deadlines, too long for -short")
+			}
 			everyRedis(t, func(t *testing.T, env map[string]string) {
 				env["REDIS_TIMEOUT"] = "500ms"
 				b := newBrowser(t, startServer(t, env))
