@@ -191,7 +191,7 @@ func ExamplePolicy_OnUnavailable() {
 	if err != nil {
 		panic(err)
 	}
-	rdb := redis.NewClient(&redis.Options{Addr: m.Addr(), MaxRetries: -1})
+	rdb := redis.NewClient(&redis.Options{Addr: m.Addr(), MaxRetries: -1, DialerRetries: 1})
 	defer rdb.Close()
 	ctx := context.Background()
 
