@@ -82,7 +82,7 @@ func (l *Limiter) decideApart(ctx context.Context, key string, cost int64, reser
 	if n, err := cmd.Int64Slice(); err != nil || len(n) != 2 {
 		return Result{}, errReply
 	} else if n[1] > 0 {
-		return (&subject{now: n[0], banned: n[1]}).result(nil, 0), nil
+		return (&subject{now: n[0], banned: n[1]}).result(nil, 0, nil), nil
 	}
 	parts := l.alone()
 	if len(parts) == 1 {
@@ -153,7 +153,7 @@ func (l *Limiter) askAlone(ctx context.Context, key string, cost int64, reserve 
 	if err != nil {
 		return Result{}, err
 	}
-	res := s.result(r, n)
+	res := s.result(r, n, s.room(r, n))
 	if reserve != nil && res.Allowed {
 		reserve.l, reserve.lease = l, lease
 		reserve.taken(s, r, n)

@@ -18,9 +18,12 @@ var (
 	decideSource string
 	//go:embed one.lua
 	oneSource string
+	//go:embed bucket.lua
+	bucketSource string
 
 	decideScript = roundtrip.NewScript(decideSource)
 	oneScript    = roundtrip.NewScript(oneSource)
+	bucketScript = roundtrip.NewScript(bucketSource)
 )
 
 // maxSubjects bounds the subjects of one script run, so that Redis serves others
@@ -35,7 +38,8 @@ type subject struct {
 	set    *policySet
 	key    string
 	base   string
-	runs   []run // in order of arrival
+	state  string // the key of the first policy's state
+	runs   []run  // in order of arrival
 	first  [1]run
 	leases []string
 
@@ -44,6 +48,7 @@ type subject struct {
 	now    int64 // server time, µs
 	banned int64 // until, µs; 0 if not
 	snaps  []snap
+	rooms  []PolicyResult // for the results of its calls, all runs one after another
 }
 
 // run is a row of neighbouring calls on one subject with the same cost, which the
@@ -51,6 +56,7 @@ type subject struct {
 type run struct {
 	cost    int64
 	calls   int64
+	first   int64   // calls in earlier runs
 	granted int64   // units, all calls together
 	took    []int64 // units per policy: fewer than granted for a shadow that was short
 	before  []int64 // units per policy that earlier runs took
@@ -88,7 +94,7 @@ func (c *core) send(ctx context.Context, f *flight) {
 			fail(part, err)
 			continue
 		}
-		cmd := cmds[i].(*roundtrip.ScriptCmd)
+		cmd := cmds[i].(*roundtrip.IntsCmd)
 		if e := cmd.Err(); e != nil {
 			fail(part, c.conn.Classify("decide", e))
 			continue
@@ -134,7 +140,7 @@ func (c *core) group(f *flight) {
 		if cl.left {
 			return
 		}
-		s := &subject{set: cl.set, key: cl.key, base: cl.base}
+		s := &subject{set: cl.set, key: cl.key, base: cl.base, state: cl.state}
 		s.runs = s.first[:0]
 		s.line(cl)
 		cl.subject = s
@@ -153,7 +159,7 @@ func (c *core) group(f *flight) {
 		k := subjectKey{cl.set, cl.base}
 		s := found[k]
 		if s == nil {
-			subjects = append(subjects, subject{set: cl.set, key: cl.key, base: cl.base})
+			subjects = append(subjects, subject{set: cl.set, key: cl.key, base: cl.base, state: cl.state})
 			s = &subjects[len(subjects)-1]
 			s.runs = s.first[:0]
 			found[k] = s
@@ -171,7 +177,7 @@ func (c *core) group(f *flight) {
 }
 
 // command builds the script run for subjects of one set.
-func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
+func (c *core) command(part []*subject) *roundtrip.IntsCmd {
 	set := part[0].set
 	keys := make([]string, 0, len(part)*(1+len(set.policies)))
 	single, uniform := true, true // one call a subject, one cost for all
@@ -182,14 +188,21 @@ func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
 	}
 	if uniform && set.simple && (single || part[0].runs[0].cost > 0) {
 		args := make([]any, 0, 6+len(part))
-		args = append(append(args, set.policies[0].args[:5]...), part[0].runs[0].cost)
+		script, p := oneScript, &set.policies[0]
+		if p.algo == tokenBucket {
+			script = bucketScript
+			args = append(args, p.args[1], p.args[2], p.args[3], p.args[4])
+		} else {
+			args = append(args, p.args[:5]...)
+		}
+		args = append(args, part[0].runs[0].cost)
 		for _, s := range part {
-			keys = append(keys, s.banKey(), s.base+set.policies[0].suffix)
+			keys = append(keys, s.banKey(), s.state)
 			if !single {
 				args = append(args, s.runs[0].calls)
 			}
 		}
-		return oneScript.Cmd(context.Background(), keys, args...).Once()
+		return script.Ints(context.Background(), keys, args...).Once()
 	}
 	uniform = uniform && single
 	args := make([]any, 0, 4+6*len(set.policies)+4*len(part))
@@ -198,9 +211,9 @@ func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
 		args[uniformAt] = part[0].runs[0].cost
 	}
 	for _, s := range part {
-		keys = append(keys, s.banKey())
-		for i := range set.policies {
-			keys = append(keys, s.base+set.policies[i].suffix)
+		keys = append(keys, s.banKey(), s.state)
+		for i := range set.policies[1:] {
+			keys = append(keys, s.base+set.policies[1+i].suffix)
 		}
 		if set.phased {
 			args = append(args, phase(s.base))
@@ -217,14 +230,14 @@ func (c *core) command(part []*subject) *roundtrip.ScriptCmd {
 			}
 		}
 	}
-	return decideScript.Cmd(context.Background(), keys, args...).Once()
+	return decideScript.Ints(context.Background(), keys, args...).Once()
 }
 
 // banKey is the key of the ban, or that of the only policy if the ban is not to be
 // looked at.
 func (s *subject) banKey() string {
 	if s.set.alone {
-		return s.base + s.set.policies[0].suffix
+		return s.state
 	}
 	return s.base
 }
@@ -239,7 +252,11 @@ func (s *subject) line(cl *call) {
 		return
 	}
 	cl.run, cl.order = int32(len(s.runs)), 0
-	s.runs = append(s.runs, run{cost: cl.cost, calls: 1})
+	next := run{cost: cl.cost, calls: 1}
+	if n := len(s.runs); n > 0 {
+		next.first = s.runs[n-1].first + s.runs[n-1].calls
+	}
+	s.runs = append(s.runs, next)
 	if s.set.leased {
 		s.leases = append(s.leases, cl.lease)
 	}
@@ -253,23 +270,27 @@ var errForeign = &roundtrip.Error{Package: "ratelimit", Op: "decide", Kind: roun
 	Err: errors.New("what Redis holds at a key of the subject is not a limiter's")}
 
 // parse reads a reply and works out what became of each call.
-func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
-	reply, err := cmd.Slice()
+func parse(part []*subject, cmd *roundtrip.IntsCmd) error {
+	reply, err := cmd.Result()
 	if err != nil {
 		return errReply
 	}
 	r := reader{reply: reply}
 	next := r.next
 	now := next()
-	np, runs := len(part[0].set.policies), 0
+	np, runs, calls := len(part[0].set.policies), 0, 0
 	for _, s := range part {
 		runs += len(s.runs)
+		calls += s.calls()
 	}
+	rooms := make([]PolicyResult, np*calls)
 	nums := make([]int64, np*(1+4*runs))
 	snaps := make([]snap, np*len(part))
 	left, nums := nums[:np], nums[np:]
 	for _, s := range part {
 		s.now = now
+		n := np * s.calls()
+		s.rooms, rooms = rooms[:n:n], rooms[n:]
 		x := r.next()
 		if x == -1 {
 			s.err = errForeign
@@ -302,7 +323,7 @@ func parse(part []*subject, cmd *roundtrip.ScriptCmd) error {
 }
 
 type reader struct {
-	reply []any
+	reply []int64
 	bad   bool
 }
 
@@ -311,11 +332,8 @@ func (r *reader) next() int64 {
 		r.bad = true
 		return 0
 	}
-	n, ok := r.reply[0].(int64)
+	n := r.reply[0]
 	r.reply = r.reply[1:]
-	if !ok {
-		r.bad = true
-	}
 	return n
 }
 
@@ -381,8 +399,26 @@ func (s *subject) replay(next func() int64, left, nums []int64) {
 	}
 }
 
-// result tells the n-th call of a run what became of it.
-func (s *subject) result(r *run, n int64) Result {
+// calls is how many calls the subject has.
+func (s *subject) calls() int {
+	last := &s.runs[len(s.runs)-1]
+	return int(last.first + last.calls)
+}
+
+// room is where the n-th call of a run has its policies' results: one allocation for
+// a flight. It must be asked for once only.
+func (s *subject) room(r *run, n int64) []PolicyResult {
+	np := len(s.snaps)
+	at := int(r.first+n) * np
+	if at+np > len(s.rooms) {
+		return nil
+	}
+	return s.rooms[at : at+np : at+np]
+}
+
+// result tells the n-th call of a run what became of it. policies is room for what
+// each policy says; nil if there is none yet.
+func (s *subject) result(r *run, n int64, policies []PolicyResult) Result {
 	res := Result{At: time.UnixMicro(s.now)}
 	if s.banned > 0 {
 		res.Banned = true
@@ -402,7 +438,9 @@ func (s *subject) result(r *run, n int64) Result {
 	default:
 		res.Allowed = true // unless a policy has nothing left, see below
 	}
-	res.Policies = make([]PolicyResult, len(s.snaps))
+	if res.Policies = policies; policies == nil {
+		res.Policies = make([]PolicyResult, len(s.snaps))
+	}
 	for i := range s.snaps {
 		p := &s.set.policies[i]
 		before, total := r.before[i], r.before[i]+r.took[i]

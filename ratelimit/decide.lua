@@ -3,7 +3,8 @@
 -- KEYS     for each subject: its ban (string), then one state key per policy, in the order of the policies
 -- KEYS[n]  string  ban: until, microseconds since the Unix epoch
 -- KEYS[n]  string  fixed window "start:used:window", microseconds
--- KEYS[n]  string  token bucket "level:since:periodxtick", level in token·ticks, since in microseconds
+-- KEYS[n]  string  token bucket "level:since:periodxtick", level in token·ticks, since in microseconds;
+--                  or the same as bucket.lua writes it
 -- KEYS[n]  string  sliding window "start:previous:current:window", microseconds
 -- KEYS[n]  zset    sliding log, score = microseconds, member = "units so far:units of this entry"
 -- KEYS[n]  zset    concurrency, score = end of the lease in microseconds, member = lease
@@ -44,6 +45,7 @@ for i = 1, np do
   shadows = shadows or shadow[i]
   a = a + 6
 end
+local lib = rawget(_G, 'struct') -- not every server has it
 -- when returns the time at which a log or leases, with what was taken so far, have given back n units.
 local function when(at, i, n)
   local key, p = KEYS[at], P[i]
@@ -132,10 +134,15 @@ while at < #KEYS do
         local full = extra[i] * wt
         x, y = nt, 0
         if v then
-          local l, s, g, gk = match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
+          local tag, l, s, g, gk
+          if lib and #v == 41 and string.byte(v) == 66 then
+            tag, l, s, g, gk = lib.unpack('<Bdddd', v)
+          else
+            l, s, g, gk = match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
+          end
           if l then
             l, s = tonumber(l), floor(s / k)
-            if g ~= sig[i] or tonumber(gk) ~= k then
+            if tonumber(g) ~= w or tonumber(gk) ~= k then
               l = ceil(l / (g / gk))
               local most = floor(exact / wt)
               if l > most then l = most end
@@ -157,7 +164,7 @@ while at < #KEYS do
       elseif al == 'c' then
         -- After a change of the window the old one counts on until the next write.
         local k, ww = tick[i], w
-        p.old = false
+        p.old, p.keep = false, false
         x = now - now % ww
         if v then
           local s, pr, cu, g = match(v, '^(%d+):(%d+):(%d+):(%d+)$')
@@ -173,6 +180,7 @@ while at < #KEYS do
             elseif s == x - ww then
               y = cu
             end
+            p.keep = s == x and not p.old
             local most = y > z and y or z
             if limit[i] > most then most = limit[i] end
             while most * floor(ww / k) > half do k = k * 10 end
@@ -344,7 +352,12 @@ while at < #KEYS do
           call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l, p.x * k, sig[i], k), 'PX', ceil((ends - now) / 1000) + 1)
         elseif al == 'c' then
           if p.old then p.x, p.y, p.z = now - now % w, 0, limit[i] - avail[i] end
-          call('SET', key, fmt('%.0f:%.0f:%.0f:%s', p.x, p.y, p.z + n, sig[i]), 'PX', ceil((p.x + 2 * w - now) / 1000))
+          local state = fmt('%.0f:%.0f:%.0f:%s', p.x, p.y, p.z + n, sig[i])
+          if p.keep then
+            call('SET', key, state, 'KEEPTTL')
+          else
+            call('SET', key, state, 'PX', ceil((p.x + 2 * w - now) / 1000))
+          end
         elseif al == 'l' then
           if p.drop then
             call('DEL', key)

@@ -69,6 +69,16 @@ func (d *denials) bucket(key string) *bucket {
 	return &d.buckets[maphash.String(d.seed, key)&d.mask]
 }
 
+// empty reports whether the bucket proves nothing.
+func (b *bucket) empty() bool {
+	for i := range b.slots {
+		if b.slots[i].Load() != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // find returns a proof that cost is denied, or nil. One with a lower cost than
 // asked for is returned only if there is none for just that cost.
 func (b *bucket) find(key string, set, cost int64, now time.Duration) *certificate {
@@ -213,6 +223,6 @@ func (c *certificate) derive(cost int64) *certificate {
 			return nil
 		}
 	}
-	res := s.result(&r, 0)
+	res := s.result(&r, 0, nil)
 	return &certificate{key: c.key, set: c.set, cost: cost, until: c.until, landed: c.landed, result: res, subject: s, totals: c.totals}
 }

@@ -29,7 +29,7 @@
 //
 //	prefix{h}          string  end of a ban
 //	prefix{h}:f:name   string  FixedWindow    start:used:window
-//	prefix{h}:b:name   string  TokenBucket    level:since:periodxtick
+//	prefix{h}:b:name   string  TokenBucket    level:since:periodxtick, or the same in binary
 //	prefix{h}:c:name   string  SlidingWindow  start:previous:current:window
 //	prefix{h}:l:name   zset    SlidingLog     time → units so far:units of this call
 //	prefix{h}:n:name   zset    Concurrency    end of the lease → lease
@@ -38,7 +38,7 @@
 // without one) in base64url. It is the hash tag, so that all keys of a subject are
 // in one cluster slot, and nothing that a subject contains can change that. Names
 // are lower-cased. Every key has a TTL that outlives what it holds by about a
-// second.
+// second, a full token bucket's by up to a sixteenth of its time to drain.
 //
 // # Round trips
 //

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -92,6 +93,15 @@ func (w *world) move(key string, algo algorithm, d int64) {
 			return // it has just expired
 		}
 		w.must(err)
+		if b := []byte(v); b[0] == 'B' { // as bucket.lua writes it
+			const since, lives = 1 + 8, 1 + 4*8
+			for _, at := range []int{since, lives} {
+				n := math.Float64frombits(binary.LittleEndian.Uint64(b[at:])) - float64(d)
+				binary.LittleEndian.PutUint64(b[at:], math.Float64bits(n))
+			}
+			w.must(w.rdb.Set(ctx, key, b, redis.KeepTTL).Err())
+			return
+		}
 		parts := strings.Split(v, ":")
 		at := 0
 		if algo == tokenBucket {
@@ -148,7 +158,7 @@ func (x *exact) oneCall(f *flight, seat int) {
 		x.t.Fatalf("step %d: %v", x.steps, s.err)
 	}
 	r := &s.runs[cl.run]
-	got := s.result(r, cl.order)
+	got := s.result(r, cl.order, s.room(r, cl.order))
 	x.steps++
 	now := x.time(s.now)
 	ms := x.models[cl.base]
@@ -260,7 +270,7 @@ func (x *exact) flight() {
 		cost := []int64{1, 1, 2, unit, -unit, 0}[x.rng.IntN(6)]
 		for _, i := range x.rng.Perm(len(x.keys))[:1+x.rng.IntN(len(x.keys))] {
 			for range 1 + x.rng.IntN(8)*x.rng.IntN(2) {
-				cl := call{set: x.l.set, base: x.keys[i], cost: max(min(cost, x.l.set.most+1), -x.l.set.most)}
+				cl := call{set: x.l.set, base: x.keys[i], state: x.keys[i] + x.l.set.policies[0].suffix, cost: max(min(cost, x.l.set.most+1), -x.l.set.most)}
 				if x.l.set.leased {
 					cl.lease = newLease()
 				}
@@ -272,6 +282,7 @@ func (x *exact) flight() {
 	}
 	for range 1 + x.rng.IntN(28) {
 		cl := call{set: x.l.set, base: x.keys[x.rng.IntN(len(x.keys))]}
+		cl.state = cl.base + x.l.set.policies[0].suffix
 		switch x.rng.IntN(12) {
 		case 0:
 			cl.cost = 0

@@ -61,9 +61,10 @@ func (l *lanes) of(base string) *lane {
 
 // call is one caller's part of a flight.
 type call struct {
-	set  *policySet
-	key  string
-	base string // of its keys in Redis, see keys
+	set   *policySet
+	key   string
+	base  string // of its keys in Redis, see keys
+	state string // the key of the first policy's state, which begins with base
 	// cost > 0 is taken whole, < 0 is up to -cost, 0 is a peek.
 	cost  int64
 	lease string // for sets with leases

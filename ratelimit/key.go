@@ -49,8 +49,16 @@ const tagLen = 22 // base64url of 16 bytes
 // base returns the start of all keys of subject, which is also the key of its
 // ban.
 func (k *keys) base(subject string) string {
+	base, _ := k.baseWith(subject, "")
+	return base
+}
+
+// baseWith returns base and base+suffix, which share memory.
+func (k *keys) baseWith(subject, suffix string) (base, key string) {
 	if k.plain {
-		return k.prefix + "{" + escape(subject) + "}"
+		base = k.prefix + "{" + escape(subject) + "}"
+		key = base + suffix
+		return key[:len(base)], key
 	}
 	h := k.pool.Get().(*hasher)
 	h.h.Reset()
@@ -61,12 +69,14 @@ func (k *keys) base(subject string) string {
 	h.out = append(h.out, '{')
 	h.out = base64.RawURLEncoding.AppendEncode(h.out, h.sum[:16])
 	h.out = append(h.out, '}')
+	n := len(h.out)
+	h.out = append(h.out, suffix...)
 	s := string(h.out)
 	if cap(h.in) > 4096 {
 		h.in = nil
 	}
 	k.pool.Put(h)
-	return s
+	return s[:n], s
 }
 
 // phase returns a number below 2^52 that is the same for a subject wherever it is

@@ -195,7 +195,7 @@ func (l *local) decide(key string, set *policySet, cost int64, reserve *Reservat
 			}
 		}
 	}
-	return sub.result(r, 0)
+	return sub.result(r, 0, nil)
 }
 
 // state returns the state of p, made from what Redis last said if it is new.

@@ -1,8 +1,8 @@
--- one.lua: decide.lua for the common case, in less time: one counting policy, calls of one cost.
+-- one.lua: decide.lua for the common case, in less time: one fixed or sliding window, calls of one cost.
 --
 -- KEYS     for each subject: its ban (string), then its state, as in decide.lua
--- KEYS[n]  string  ban, fixed window, token bucket or sliding window
--- ARGV[1]  string  algorithm: f, b or c
+-- KEYS[n]  string  ban, fixed window or sliding window
+-- ARGV[1]  string  algorithm: f or c
 -- ARGV[2]  int     limit; ARGV[3] window in microseconds; ARGV[4] extra; ARGV[5] tick in microseconds
 -- ARGV[6]  int     the cost of each call, as in decide.lua
 -- ARGV[7…] int     per subject: calls; left out if all have one
@@ -15,10 +15,9 @@ local t = call('TIME')
 local now = t[1] * 1000000 + t[2]
 local al, limit, sig, k = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[5])
 local w, extra, cost = tonumber(sig), tonumber(ARGV[4]), tonumber(ARGV[6])
-local wt, nt = w / k, floor(now / k)
 -- %d takes half of the time of %.0f, which is the most of a short script's. It writes a C long:
 -- where that has 32 bits %.0f is left.
-local form = al == 'f' and '%d:%d:%s' or al == 'b' and '%d:%d:%sx%d' or '%d:%d:%d:%s'
+local form = al == 'f' and '%d:%d:%s' or '%d:%d:%d:%s'
 if fmt('%d', 9007199254740991) ~= '9007199254740991' then form = string.gsub(form, '%%d', '%%.0f') end
 local vals = call('MGET', unpack(KEYS))
 local out = { now }
@@ -52,31 +51,6 @@ for at = 1, #KEYS, 2 do
       end
     end
     avail = limit - y
-  elseif al == 'b' then
-    local full = extra * wt
-    x = nt
-    if v then
-      local l, s, g, gk = match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
-      if l then
-        l, s = tonumber(l), floor(s / k)
-        if g ~= sig or tonumber(gk) ~= k then
-          l = ceil(l / (g / gk))
-          local most = floor(9007199254740991 / wt)
-          if l > most then l = most end
-          l = l * wt
-        end
-        local el = nt - s
-        if el < 0 then
-          if -el <= ceil(full / limit) then x, y = s, l end
-        elseif el < ceil(l / limit) then
-          y = l - el * limit
-        end
-        if y == 0 then x = nt end
-      else
-        bad = true
-      end
-    end
-    avail = floor((full - y) / wt)
   else
     local tick, ww = k, w
     x = now - now % ww
@@ -94,6 +68,7 @@ for at = 1, #KEYS, 2 do
         elseif s == x - ww then
           y = cu
         end
+        keep = s == x and not old
         local most = y > z and y or z
         if limit > most then most = limit end
         while most * floor(ww / tick) > 4503599627370496 do tick = tick * 10 end
@@ -138,20 +113,17 @@ for at = 1, #KEYS, 2 do
       end
     end
     local key = KEYS[at + 1]
-    if n > 0 and keep then
-      call('SET', key, fmt(form, x, y + n, sig), 'KEEPTTL')
-    elseif n > 0 then
+    if n > 0 then
       local set, life
       if al == 'f' then
         set, life = fmt(form, x, y + n, sig), ceil((x + w - now) / 1000) + 1000
-      elseif al == 'b' then
-        local l = y + n * wt
-        set, life = fmt(form, l, x * k, sig, k), ceil(((x + ceil(l / limit)) * k - now) / 1000) + 1
       else
         if old then x, y, z = now - now % w, 0, limit - avail end
         set, life = fmt(form, x, y, z + n, sig), ceil((x + 2 * w - now) / 1000)
       end
-      if v then
+      if keep then
+        call('SET', key, set, 'KEEPTTL')
+      elseif v then
         call('SET', key, set, 'PX', life)
       else
         -- MGET says nothing of a key of another type, and NX does not replace it.

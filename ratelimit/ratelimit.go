@@ -43,7 +43,7 @@ type policySet struct {
 	most     int64 // cost above which no policy ever admits
 	phased   bool
 	leased   bool
-	simple   bool // one policy that one.lua knows
+	simple   bool // one policy that bucket.lua or one.lua knows
 	alone    bool // scripts get the policy's key and no other, see apart.go
 	split    sync.Once
 	parts    []*policySet // a set for each policy that is alone, once needed
@@ -240,7 +240,7 @@ func (l *Limiter) decide(ctx context.Context, key string, cost int64, reserve *R
 		}
 		return l.unavailable(key, cost, err, reserve)
 	}
-	res := s.result(r, n)
+	res := s.result(r, n, s.room(r, n))
 	if reserve != nil && res.Allowed {
 		reserve.lease = lease
 		reserve.taken(s, r, n)
@@ -258,6 +258,9 @@ func (l *Limiter) decide(ctx context.Context, key string, cost int64, reserve *R
 func (l *Limiter) proven(b *bucket, key string, cost int64) (Result, bool) {
 	if cost < 0 {
 		cost = 1 // up to n is denied when one is
+	}
+	if b.empty() { // in half of the time that it takes to read the clock
+		return Result{}, false
 	}
 	now := time.Since(base)
 	c := b.find(key, l.set.id, cost, now)
@@ -299,7 +302,9 @@ func (c *core) forget(key string) {
 
 // ask lets Redis decide. The call is the n-th of run r on s, sent at sent.
 func (l *Limiter) ask(ctx context.Context, key string, cost int64, lease string) (s *subject, r *run, n int64, sent time.Duration, err error) {
-	f, seat, took, err := l.fly(ctx, call{set: l.set, key: key, base: l.keys.base(key), cost: cost, lease: lease})
+	cl := call{set: l.set, key: key, cost: cost, lease: lease}
+	cl.base, cl.state = l.keys.baseWith(key, l.set.policies[0].suffix)
+	f, seat, took, err := l.fly(ctx, cl)
 	if err != nil {
 		if took && l.cfg.RefundAbandoned && ctx.Err() != nil {
 			go func() {

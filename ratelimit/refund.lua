@@ -12,6 +12,7 @@ local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local floor, ceil, match, fmt = math.floor, math.ceil, string.match, string.format
 local many = 1000
+local lib = rawget(_G, 'struct') -- not every server has it
 local a = 2
 for i = 1, tonumber(ARGV[1]) do
   local key, al = KEYS[i], ARGV[a]
@@ -64,9 +65,13 @@ for i = 1, tonumber(ARGV[1]) do
     end
   elseif al == 'b' then
     local v = redis.call('GET', key)
-    local l, s, g, gk
-    if v then l, s, g, gk = match(v, '^(%d+):(%d+):(%d+)x(%d+)$') end
-    if l and g == sig and tonumber(gk) == k then
+    local tag, l, s, g, gk
+    if v and lib and #v == 41 and string.byte(v) == 66 then -- as bucket.lua writes it
+      tag, l, s, g, gk = lib.unpack('<Bdddd', v)
+    elseif v then
+      l, s, g, gk = match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
+    end
+    if l and tonumber(g) == w and tonumber(gk) == k then
       l, s = tonumber(l), floor(s / k)
       local wt, nt = w / k, floor(now / k)
       if nt > s then
@@ -87,7 +92,7 @@ for i = 1, tonumber(ARGV[1]) do
       if l <= back then
         redis.call('DEL', key)
       elseif back > 0 then
-        redis.call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l - back, s * k, g, k), 'KEEPTTL')
+        redis.call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l - back, s * k, sig, k), 'KEEPTTL')
       end
     end
   elseif al == 'l' then

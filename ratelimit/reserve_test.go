@@ -134,7 +134,10 @@ func TestRefundNeverExceedsTheLimit(t *testing.T) {
 				// On a busy machine the later window may end before it was looked at.
 				for looked := false; !looked; {
 					r, err := l.Reserve(t.Context(), "later"+name, 4)
-					if err != nil || !r.Allowed {
+					if err != nil {
+						t.Fatalf("Reserve: %v", err)
+					}
+					if !r.Allowed {
 						time.Sleep(r.RetryAfter)
 						continue
 					}

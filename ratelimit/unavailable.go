@@ -44,7 +44,7 @@ func (c *core) available() {
 
 // refundAbandoned gives back what a call took whose caller had left.
 func (l *Limiter) refundAbandoned(key string, s *subject, r *run, n int64, lease string) {
-	res := &Reservation{Result: s.result(r, n), l: l, key: key, n: r.cost, lease: lease}
+	res := &Reservation{Result: s.result(r, n, nil), l: l, key: key, n: r.cost, lease: lease}
 	if r.cost < 0 {
 		res.n = r.granted
 	}

@@ -247,8 +247,8 @@ func (c *Conn) EachMaster(ctx context.Context, fn func(ctx context.Context, mast
 func firstKey(cmd redis.Cmder) string {
 	args := cmd.Args()
 	i := 1
-	if _, ok := cmd.(*ScriptCmd); ok {
-		i = 3
+	if _, ok := cmd.(runsScript); ok {
+		i = scriptKey
 	}
 	if i >= len(args) {
 		return ""
@@ -256,6 +256,8 @@ func firstKey(cmd redis.Cmder) string {
 	switch k := args[i].(type) {
 	case string:
 		return k
+	case *string:
+		return *k
 	case []byte:
 		return string(k)
 	default:

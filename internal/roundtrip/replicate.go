@@ -84,13 +84,6 @@ type delivery struct {
 	asking  bool
 }
 
-// unknownScript reports whether the server did not run the command since it does
-// not have its script.
-func (d *delivery) unknownScript() bool {
-	_, ok := d.cmd.(*ScriptCmd)
-	return ok && d.cmd.Err() != nil && redis.HasErrorPrefix(d.cmd.Err(), "NOSCRIPT")
-}
-
 // execReplicated is exec for a flight of calls that wait for replicas.
 func (e *engine) execReplicated(ctx context.Context, l *lane, cmds []redis.Cmder, timeout time.Duration) {
 	var due []*delivery
@@ -128,8 +121,8 @@ func (e *engine) execReplicated(ctx context.Context, l *lane, cmds []redis.Cmder
 			break // they keep the error they have
 		}
 		for _, d := range due {
-			if d.unknownScript() {
-				d.cmd.(*ScriptCmd).useSource()
+			if isUnknownScript(d.cmd) {
+				d.cmd.(runsScript).useSource()
 			}
 			d.cmd.SetErr(nil)
 		}
@@ -215,7 +208,7 @@ func (e *engine) undelivered(ctx context.Context, due []*delivery) (again []*del
 		if err == nil || err == redis.Nil {
 			continue
 		}
-		if d.unknownScript() {
+		if isUnknownScript(d.cmd) {
 			again = append(again, d)
 			continue
 		}

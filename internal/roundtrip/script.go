@@ -38,23 +38,57 @@ func NewScript(src string) *Script {
 // ScriptCmd is a command that runs a script.
 type ScriptCmd struct {
 	*redis.Cmd
+	scripted
+}
+
+// IntsCmd is a command that runs a script whose reply is a list of integers.
+type IntsCmd struct {
+	*redis.IntSliceCmd
+	scripted
+}
+
+// scripted is what commands that run scripts have in common.
+type scripted struct {
 	script *Script
-	args   []any // shared with Cmd, see useSource
+	args   []any // shared with the command, see useSource
 	once   bool
 }
 
+// runsScript is a ScriptCmd or an IntsCmd.
+type runsScript interface {
+	redis.Cmder
+	useSource()
+}
+
 // Cmd returns the command that runs s on keys with args. On a cluster all keys
-// must be in one slot; there must be at least one.
+// must be in one slot; there must be at least one. keys must not be changed until
+// the command has its outcome.
 func (s *Script) Cmd(ctx context.Context, keys []string, args ...any) *ScriptCmd {
-	all := make([]any, 0, 3+len(keys)+len(args))
-	all = append(all, "evalsha", s.sha, len(keys))
-	for _, k := range keys {
-		all = append(all, k)
-	}
-	all = append(all, args...)
+	all := s.args(keys, args)
 	cmd := redis.NewCmd(ctx, all...)
-	cmd.SetFirstKeyPos(3)
-	return &ScriptCmd{Cmd: cmd, script: s, args: all}
+	cmd.SetFirstKeyPos(scriptKey)
+	return &ScriptCmd{cmd, scripted{script: s, args: all}}
+}
+
+// Ints is Cmd for a script that returns a list of integers. It takes one allocation
+// for all of them.
+func (s *Script) Ints(ctx context.Context, keys []string, args ...any) *IntsCmd {
+	all := s.args(keys, args)
+	cmd := redis.NewIntSliceCmd(ctx, all...)
+	cmd.SetFirstKeyPos(scriptKey)
+	return &IntsCmd{cmd, scripted{script: s, args: all}}
+}
+
+// scriptKey is where the first key is among the arguments.
+const scriptKey = 3
+
+func (s *Script) args(keys []string, args []any) []any {
+	all := make([]any, 0, scriptKey+len(keys)+len(args))
+	all = append(all, "evalsha", s.sha, len(keys))
+	for i := range keys {
+		all = append(all, &keys[i]) // a pointer needs no allocation
+	}
+	return append(all, args...)
 }
 
 // Once marks the command to be executed at most once and returns it: after a
@@ -65,28 +99,45 @@ func (c *ScriptCmd) Once() *ScriptCmd {
 	return c
 }
 
+// Once is that of ScriptCmd.
+func (c *IntsCmd) Once() *IntsCmd {
+	c.once = true
+	return c
+}
+
 // NoRetry tells go-redis, in single calls, pipelines and cluster redirects alike,
 // not to send the command again after an ambiguous failure.
 func (c *ScriptCmd) NoRetry() bool { return c.once }
 
+// NoRetry is that of ScriptCmd.
+func (c *IntsCmd) NoRetry() bool { return c.once }
+
 // useSource turns EVALSHA into EVAL. The arguments are changed in place: they are
 // the same slice that the embedded command writes to the wire.
-func (c *ScriptCmd) useSource() {
-	c.args[0], c.args[1] = "eval", c.script.src
-	c.SetErr(nil)
-}
+func (c *scripted) useSource() { c.args[0], c.args[1] = "eval", c.script.src }
 
 // unknownScripts returns the commands that the server did not run since it does
 // not have their script, made ready to be sent again with the source.
 func unknownScripts(cmds []redis.Cmder) []redis.Cmder {
 	var again []redis.Cmder
 	for _, cmd := range cmds {
-		// The error of an unanswered command is nil or from the network; only
-		// the server's own NOSCRIPT proves that nothing was executed.
-		if sc, ok := cmd.(*ScriptCmd); ok && sc.Err() != nil && redis.HasErrorPrefix(sc.Err(), "NOSCRIPT") {
-			sc.useSource()
-			again = append(again, sc)
+		if isUnknownScript(cmd) {
+			cmd.(runsScript).useSource()
+			cmd.SetErr(nil)
+			again = append(again, cmd)
 		}
 	}
 	return again
+}
+
+// isUnknownScript reports whether the server did not run cmd since it does not have
+// its script. The error of an unanswered command is nil or from the network; only the
+// server's own NOSCRIPT proves that nothing was executed.
+func isUnknownScript(cmd redis.Cmder) bool {
+	err := cmd.Err()
+	if err == nil || !redis.HasErrorPrefix(err, "NOSCRIPT") {
+		return false
+	}
+	_, ok := cmd.(runsScript)
+	return ok
 }

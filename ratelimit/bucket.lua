@@ -1,0 +1,109 @@
+-- bucket.lua: decide.lua for one token bucket and calls of one cost, in a third of the time.
+--
+-- KEYS     for each subject: its ban (string), then its state, as in decide.lua
+-- KEYS[n]  string  ban, or token bucket
+-- ARGV[1]  int     limit; ARGV[2] window in microseconds; ARGV[3] burst; ARGV[4] tick in microseconds
+-- ARGV[5]  int     the cost of each call, as in decide.lua
+-- ARGV[6…] int     per subject: calls; left out if all have one
+-- Returns  {now, per subject: -1, minus the end of a ban, or the state before the calls}, as decide.lua
+-- Writes   the states that admitted something; a state is "B" and level, since, period, tick and life as
+--          doubles: what text takes to read and write is more than all the rest. life is the time in
+--          microseconds until which the key is there at least
+-- Source   as decide.lua
+local call = redis.call
+local floor, ceil, max = math.floor, math.ceil, math.max
+local t = call('TIME')
+local now = t[1] * 1000000 + t[2]
+local limit, w, burst, k, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local wt, nt = w / k, floor(now / k)
+local full = burst * wt
+local exact = 9007199254740991
+-- Not every server has struct; without it the state is text.
+local lib = rawget(_G, 'struct')
+local shape, pack, read = '<Bddddd', lib and lib.pack, lib and lib.unpack
+-- Milliseconds by which a key outlives what it holds: setting a string together with a TTL takes three
+-- times as long as leaving the TTL as it is, and this is how long that can be done.
+local spare = max(1000, floor(burst * (w / limit) / 16000))
+local different = #ARGV > 5 -- numbers of calls
+local vals = call('MGET', unpack(KEYS))
+local out, o = { now }, 1
+for at = 1, #KEYS, 2 do
+  local key, ban, v = KEYS[at + 1], vals[at], vals[at + 1]
+  local x, y, lives, no = nt, 0, 0, false
+  if ban and KEYS[at] ~= key then
+    ban = tonumber(ban)
+    if not ban then no = -1 elseif ban > now then no = -ban end
+  end
+  if v and not no then
+    local tag, l, s, g, gk
+    if #v == 41 and read then tag, l, s, g, gk, lives = read(shape, v) end
+    if tag ~= 66 then
+      lives = 0
+      l, s, g, gk = string.match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
+      l, s, g, gk = tonumber(l), tonumber(s), tonumber(g), tonumber(gk)
+    end
+    if l and l >= 0 and l <= exact and s >= 0 and g > 0 and gk > 0 then
+      if k > 1 then s = floor(s / k) end
+      if g ~= w or gk ~= k then
+        l = ceil(l / (g / gk))
+        local most = floor(exact / wt)
+        if l > most then l = most end
+        l = l * wt
+      end
+      local el = nt - s
+      if el < 0 then
+        if -el <= ceil(full / limit) then x, y = s, l end
+      else
+        l = l - el * limit
+        if l > 0 then y = l end
+      end
+      if y == 0 then x = nt end
+    else
+      no = -1
+    end
+  end
+  if not no then
+    local n, free = 0, full - y
+    if cost > 0 then
+      n = different and cost * ARGV[5 + (at + 1) / 2] or cost
+      if n * wt > free then
+        n = floor(floor(free / wt) / cost) * cost
+        if n < 0 then n = 0 end
+      end
+    elseif cost < 0 then
+      n = -cost
+      if n * wt > free then n = max(floor(free / wt), 0) end
+    end
+    if n > 0 then
+      local l, since = y + n * wt, x * k
+      local ends = (x + l / limit + 1) * k
+      if lives > ends then
+        call('SET', key, pack(shape, 66, l, since, w, k, lives), 'KEEPTTL')
+      else
+        local life = ceil((ends - now) / 1000) + spare
+        local state
+        if pack then
+          -- less than the TTL, by more than the server's clocks differ
+          state = pack(shape, 66, l, since, w, k, now + (life - 100) * 1000)
+        else
+          state = string.format('%.0f:%.0f:%sx%.0f', l, since, ARGV[2], k)
+        end
+        if v then
+          call('SET', key, state, 'PX', life)
+        elseif not call('SET', key, state, 'PX', life, 'NX') then
+          no = -1 -- MGET says nothing of a key of another type, and NX does not replace it
+        end
+      end
+    elseif not v and redis.pcall('GET', key) then
+      no = -1
+    end
+  end
+  if no then
+    o = o + 1
+    out[o] = no
+  else
+    out[o + 1], out[o + 2] = x, y
+    o = o + 2
+  end
+end
+return out
