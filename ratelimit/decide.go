@@ -180,6 +180,12 @@ func (c *core) group(f *flight) {
 func (c *core) command(part []*subject) *roundtrip.IntsCmd {
 	set := part[0].set
 	keys := make([]string, 0, len(part)*(1+len(set.policies)))
+	for _, s := range part {
+		keys = append(keys, s.banKey(), s.state)
+		for i := range set.policies[1:] {
+			keys = append(keys, s.base+set.policies[1+i].suffix)
+		}
+	}
 	single, uniform := true, true // one call a subject, one cost for all
 	for _, s := range part {
 		r := &s.runs[0]
@@ -187,34 +193,28 @@ func (c *core) command(part []*subject) *roundtrip.IntsCmd {
 		uniform = uniform && len(s.runs) == 1 && r.cost == part[0].runs[0].cost
 	}
 	if uniform && set.simple && (single || part[0].runs[0].cost > 0) {
-		args := make([]any, 0, 6+len(part))
 		script, p := oneScript, &set.policies[0]
+		own := p.args[:5]
 		if p.algo == tokenBucket {
-			script = bucketScript
-			args = append(args, p.args[1], p.args[2], p.args[3], p.args[4])
-		} else {
-			args = append(args, p.args[:5]...)
+			script, own = bucketScript, p.args[1:5]
 		}
+		args := append(script.Args(keys, len(own)+1+len(part)), own...)
 		args = append(args, part[0].runs[0].cost)
-		for _, s := range part {
-			keys = append(keys, s.banKey(), s.state)
-			if !single {
+		if !single {
+			for _, s := range part {
 				args = append(args, s.runs[0].calls)
 			}
 		}
-		return script.Ints(context.Background(), keys, args...).Once()
+		return script.Ints(context.Background(), args).Once()
 	}
 	uniform = uniform && single
-	args := make([]any, 0, 4+6*len(set.policies)+4*len(part))
+	args := decideScript.Args(keys, len(set.header)+4*len(part))
+	header := len(args)
 	args = append(args, set.header...)
 	if uniform {
-		args[uniformAt] = part[0].runs[0].cost
+		args[header+uniformAt] = part[0].runs[0].cost
 	}
 	for _, s := range part {
-		keys = append(keys, s.banKey(), s.state)
-		for i := range set.policies[1:] {
-			keys = append(keys, s.base+set.policies[1+i].suffix)
-		}
 		if set.phased {
 			args = append(args, phase(s.base))
 		}
@@ -230,7 +230,7 @@ func (c *core) command(part []*subject) *roundtrip.IntsCmd {
 			}
 		}
 	}
-	return decideScript.Ints(context.Background(), keys, args...).Once()
+	return decideScript.Ints(context.Background(), args).Once()
 }
 
 // banKey is the key of the ban, or that of the only policy if the ban is not to be

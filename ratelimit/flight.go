@@ -120,7 +120,7 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 	if i := slices.IndexFunc(ln.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
 		f = ln.waiting[i]
 	} else {
-		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, 32), until: time.Now().Add(c.cfg.Timeout)}
+		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, min(seats, 64)), until: time.Now().Add(c.cfg.Timeout)}
 		ln.waiting = append(ln.waiting, f)
 	}
 	seat = len(f.calls)

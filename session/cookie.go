@@ -105,16 +105,50 @@ func checkCookie(name, value string, o *sessions.Options) error {
 	return errors.Join(errs...)
 }
 
+// attributes are what follows the value in a Set-Cookie line, as net/http wrote them
+// the last time. They are the same for all cookies of a session's name that end with the
+// browser, so that a line is put together in a quarter of the time.
+type attributes struct {
+	name string
+	opts sessions.Options
+	text string
+}
+
+// cookieLine returns the Set-Cookie line, "" for a name that net/http does not send,
+// such as "my session".
+func (st *Store) cookieLine(name, value string, o *sessions.Options) string {
+	known := o.MaxAge == 0 && plainValue(value)
+	if a := st.attributes.Load(); known && a != nil && a.name == name && a.opts == *o {
+		return name + "=" + value + a.text
+	}
+	line := sessions.NewCookie(name, value, o).String()
+	if text, ok := strings.CutPrefix(line, name+"="+value); ok && known {
+		st.attributes.Store(&attributes{name: name, opts: *o, text: text})
+	}
+	return line
+}
+
+// plainValue reports whether net/http writes a cookie's value as it is.
+func plainValue(value string) bool {
+	for i := range len(value) {
+		c := value[i]
+		if (c|0x20 < 'a' || c|0x20 > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
+			return false
+		}
+	}
+	return true
+}
+
 // writeCookie puts the cookie into w's headers, in place of an earlier one of the
 // same name: RFC 6265bis forbids two. It reports whether it wrote one.
-func writeCookie(w http.ResponseWriter, name, value string, o *sessions.Options, maxAge int) bool {
+func (st *Store) writeCookie(w http.ResponseWriter, name, value string, o *sessions.Options, maxAge int) bool {
 	if w == nil {
 		return false
 	}
 	opts := *o
 	opts.MaxAge = min(maxAge, maxCookieAge)
-	line := sessions.NewCookie(name, value, &opts).String()
-	if line == "" { // the name is none that net/http sends, such as "my session"
+	line := st.cookieLine(name, value, &opts)
+	if line == "" {
 		return false
 	}
 	h := w.Header()

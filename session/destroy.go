@@ -48,7 +48,7 @@ func (st *Store) destroy(ctx context.Context, w http.ResponseWriter, r *http.Req
 		s.ID = ""
 	}
 	opts.MaxAge = -1
-	return writeCookie(w, x.name, "", &opts, -1), err
+	return st.writeCookie(w, x.name, "", &opts, -1), err
 }
 
 // delete deletes one session. Redisstore's copy goes first: whoever moves that

@@ -7,15 +7,33 @@ import (
 	"github.com/gorilla/sessions"
 )
 
-// changes is the difference between Values and what Redis holds, and the base
-// that results when it is written.
+// changes is the difference between Values and what Redis holds, and what it does to
+// the base when it is written.
 type changes struct {
 	set, expect []field
 	del         []string
-	base        []entry
+	edits       []edit // in the order of the base
+	added       []entry
 	other       []field
 	bytes       int
 }
+
+// apply makes the changes to the base.
+func (x *state) apply(c *changes) {
+	gone := false
+	for i := range c.edits {
+		e := &c.edits[i]
+		x.base[e.at] = e.next
+		gone = gone || e.next.empty()
+	}
+	if gone {
+		x.base = slices.DeleteFunc(x.base, func(e entry) bool { return e.empty() })
+	}
+	x.base = append(x.base, c.added...)
+	x.other, x.bytes = c.other, c.bytes
+}
+
+func (e *entry) empty() bool { return e.field.name == "" && len(e.items) == 0 }
 
 func (c *changes) none() bool { return len(c.set) == 0 && len(c.del) == 0 }
 
@@ -76,7 +94,6 @@ func (st *Store) diff(x *state, s *sessions.Session, tag string) (c changes, err
 	c.bytes = x.bytes
 	c.other = x.other
 	found := 0 // entries of base whose key is in Values
-	same := true
 	for i := range x.base {
 		e := &x.base[i]
 		v, ok := s.Values[e.key]
@@ -84,30 +101,21 @@ func (st *Store) diff(x *state, s *sessions.Session, tag string) (c changes, err
 			found++
 		}
 		if ok && len(e.items) == 0 && matches(e.field.value, v) {
-			if !same {
-				c.base = append(c.base, *e)
-			}
 			continue
-		}
-		if same { // from here on the new base differs
-			same = false
-			c.base = append(make([]entry, 0, len(x.base)+1), x.base[:i]...)
 		}
 		if !ok {
 			c.dropEntry(e)
+			c.edits = append(c.edits, edit{at: i})
 			continue
 		}
 		next, err := st.replace(&c, x, e, v, tag)
 		if err != nil {
 			return c, err
 		}
-		c.base = append(c.base, next)
-	}
-	if same {
-		c.base = x.base
+		c.edits = append(c.edits, edit{i, next})
 	}
 	if found < len(s.Values) || len(x.other) > 0 {
-		err = st.additions(&c, x, s, tag, same)
+		err = st.additions(&c, x, s, tag)
 	}
 	return c, err
 }
@@ -185,8 +193,8 @@ func (st *Store) items(c *changes, x *state, key string, was []field, list []any
 	return kept, nil
 }
 
-// additions writes what has no entry yet. same says that c.base is still x's.
-func (st *Store) additions(c *changes, x *state, s *sessions.Session, tag string, same bool) error {
+// additions writes what has no entry yet.
+func (st *Store) additions(c *changes, x *state, s *sessions.Session, tag string) error {
 	known := make(map[any]bool, len(x.base))
 	for i := range x.base {
 		known[x.base[i].key] = true
@@ -207,10 +215,6 @@ func (st *Store) additions(c *changes, x *state, s *sessions.Session, tag string
 			others[k] = v
 			continue
 		}
-		if same {
-			same = false
-			c.base = slices.Clone(c.base)
-		}
 		next := entry{key: k}
 		if list, ok := v.([]any); ok && len(list) > 0 && name[0] == prefixString {
 			if next.items, err = st.items(c, x, name[1:], nil, list, tag); err != nil {
@@ -224,7 +228,7 @@ func (st *Store) additions(c *changes, x *state, s *sessions.Session, tag string
 			c.expect = append(c.expect, field{name: name})
 			next.field = c.put(st, x, tag, name, b)
 		}
-		c.base = append(c.base, next)
+		c.added = append(c.added, next)
 	}
 	return st.diffOthers(c, x, others, tag)
 }

@@ -41,20 +41,23 @@ func (st *Store) load(ctx context.Context, s *sessions.Session, x *state, tok to
 func (st *Store) loadHash(ctx context.Context, s *sessions.Session, x *state, tok token) (bool, error) {
 	// One allocation, and not one with x: commands hold the request's context, which
 	// holds gorilla's registry, which holds the session. The table must not.
-	var call struct {
+	call := new(struct {
+		key           string
 		hgetall, pttl [2]any
+		hash          redis.MapStringStringCmd
+		life          redis.IntCmd
 		cmds          [2]redis.Cmder
-	}
-	var key any = tok.key
-	call.hgetall = [2]any{"hgetall", key}
-	call.pttl = [2]any{"pttl", key}
-	hash := redis.NewMapStringStringCmd(ctx, call.hgetall[:]...)
-	pttl := redis.NewIntCmd(ctx, call.pttl[:]...)
-	call.cmds = [2]redis.Cmder{hash, pttl}
+	})
+	call.key = tok.key
+	call.hgetall = [2]any{"hgetall", &call.key}
+	call.pttl = [2]any{"pttl", &call.key}
+	call.hash = *redis.NewMapStringStringCmd(ctx, call.hgetall[:]...)
+	call.life = *redis.NewIntCmd(ctx, call.pttl[:]...)
+	call.cmds = [2]redis.Cmder{&call.hash, &call.life}
 	if err := st.conn.Do(ctx, "load", call.cmds[:]...); err != nil {
 		return false, err
 	}
-	return st.fill(ctx, s, x, tok, hash.Val(), pttl.Val()), nil
+	return st.fill(ctx, s, x, tok, call.hash.Val(), call.life.Val()), nil
 }
 
 // fill takes a session out of its hash. It reports false for one that is not

@@ -248,7 +248,7 @@ func (st *Store) guard(x *state, tok token, opts sessions.Options, cookie bool, 
 
 // done notes what Redis holds after a save.
 func (x *state) done(s *sessions.Session, opts sessions.Options, c *changes, reply saveReply) {
-	x.base, x.other, x.bytes = c.base, c.other, c.bytes
+	x.apply(c)
 	x.saved, x.was = stored, opts
 	s.ID = x.tok.id
 	x.took(reply)
@@ -269,7 +269,7 @@ func (st *Store) sendCookie(w http.ResponseWriter, x *state, opts sessions.Optio
 		maxAge = int(min(int64(maxAge), max((left+999)/1000, 1)))
 	}
 	x.resend = false
-	return writeCookie(w, x.name, x.tok.cookie, &opts, maxAge)
+	return st.writeCookie(w, x.name, x.tok.cookie, &opts, maxAge)
 }
 
 // catchUp loads what could not be loaded before, and puts on top of it what the

@@ -74,26 +74,29 @@ func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.Scrip
 	if a.mode == modeRegenerate {
 		keys = append(keys, old)
 	}
-	args := make([]any, 0, 7+2*len(a.set)+2*len(a.expect)+len(a.del))
+	args := saveScript.Args(keys, 7+2*len(a.set)+2*len(a.expect)+len(a.del))
 	restart := ""
 	if a.restart {
 		restart = "1"
 	}
 	args = append(args, a.mode, max(a.idle.Milliseconds(), 1), max(a.absolute.Milliseconds(), 1), a.maxAge, restart, len(a.set), len(a.expect))
-	for _, f := range a.set {
-		args = append(args, f.name, f.sealed)
+	args = appendFields(args, a.set)
+	args = appendFields(args, a.expect)
+	for i := range a.del {
+		args = append(args, &a.del[i])
 	}
-	for _, f := range a.expect {
-		args = append(args, f.name, f.sealed)
-	}
-	for _, name := range a.del {
-		args = append(args, name)
-	}
-	cmd := saveScript.Cmd(ctx, keys, args...)
+	cmd := saveScript.Of(ctx, args)
 	if len(a.expect) > 0 {
 		cmd.Once() // a repetition would not find what the first run expected
 	}
 	return cmd
+}
+
+func appendFields(args []any, fields []field) []any {
+	for i := range fields {
+		args = append(args, &fields[i].name, &fields[i].sealed)
+	}
+	return args
 }
 
 // runSave runs save.lua, with other commands of the same moment before it. The
@@ -118,15 +121,12 @@ func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, 
 // runChange runs change.lua and reports whether the session was there, also beside
 // an error for which onMaster is true.
 func (st *Store) runChange(ctx context.Context, op, key string, a *saveArgs) (found bool, err error) {
-	args := make([]any, 0, 1+2*len(a.set)+len(a.del))
-	args = append(args, len(a.set))
-	for i := range a.set {
-		args = append(args, a.set[i].name, a.set[i].sealed)
+	args := changeScript.Args([]string{key}, 1+2*len(a.set)+len(a.del))
+	args = appendFields(append(args, len(a.set)), a.set)
+	for i := range a.del {
+		args = append(args, &a.del[i])
 	}
-	for _, name := range a.del {
-		args = append(args, name)
-	}
-	cmd := changeScript.Cmd(ctx, []string{key}, args...)
+	cmd := changeScript.Of(ctx, args)
 	written := st.write(ctx, op, cmd)
 	if !onMaster(written) {
 		return false, written

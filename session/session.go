@@ -25,6 +25,8 @@ type Store struct {
 	settings atomic.Pointer[settings]
 	changing sync.Mutex // held while settings are replaced
 
+	attributes atomic.Pointer[attributes] // of the last cookie
+
 	n        counters
 	behind   atomic.Int64 // goroutines that finish something after a call returned
 	touching sync.Map     // keys of the sessions whose touches are in flight

@@ -55,6 +55,12 @@ type entry struct {
 	items []field // of a []any, a field for each element
 }
 
+// edit is what a save does to an entry of the base.
+type edit struct {
+	at   int
+	next entry // with neither field nor items: the entry goes
+}
+
 // field is a field of the hash: its name, its plain value, and what Redis holds,
 // which differs if values are encrypted.
 type field struct{ name, value, sealed string }

@@ -85,7 +85,7 @@ func (c *Conn) join(ctx context.Context, op string, l *lane, cmds []redis.Cmder,
 	if i := slices.IndexFunc(l.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
 		f = l.waiting[i]
 	} else {
-		f = &flight{landed: make(chan struct{}), calls: make([]passenger, 0, 32)}
+		f = &flight{landed: make(chan struct{}), calls: make([]passenger, 0, min(seats, 64))}
 		l.waiting = append(l.waiting, f)
 	}
 	seat := len(f.calls)

@@ -64,31 +64,37 @@ type runsScript interface {
 // must be in one slot; there must be at least one. keys must not be changed until
 // the command has its outcome.
 func (s *Script) Cmd(ctx context.Context, keys []string, args ...any) *ScriptCmd {
-	all := s.args(keys, args)
-	cmd := redis.NewCmd(ctx, all...)
-	cmd.SetFirstKeyPos(scriptKey)
-	return &ScriptCmd{cmd, scripted{script: s, args: all}}
+	return s.Of(ctx, append(s.Args(keys, len(args)), args...))
 }
 
-// Ints is Cmd for a script that returns a list of integers. It takes one allocation
-// for all of them.
-func (s *Script) Ints(ctx context.Context, keys []string, args ...any) *IntsCmd {
-	all := s.args(keys, args)
-	cmd := redis.NewIntSliceCmd(ctx, all...)
+// Of is Cmd for arguments that Args began, which saves a copy of them.
+func (s *Script) Of(ctx context.Context, args []any) *ScriptCmd {
+	cmd := redis.NewCmd(ctx, args...)
 	cmd.SetFirstKeyPos(scriptKey)
-	return &IntsCmd{cmd, scripted{script: s, args: all}}
+	return &ScriptCmd{cmd, scripted{script: s, args: args}}
+}
+
+// Ints is Of for a script that returns a list of integers. It takes one allocation
+// for all of them.
+func (s *Script) Ints(ctx context.Context, args []any) *IntsCmd {
+	cmd := redis.NewIntSliceCmd(ctx, args...)
+	cmd.SetFirstKeyPos(scriptKey)
+	return &IntsCmd{cmd, scripted{script: s, args: args}}
 }
 
 // scriptKey is where the first key is among the arguments.
 const scriptKey = 3
 
-func (s *Script) args(keys []string, args []any) []any {
-	all := make([]any, 0, scriptKey+len(keys)+len(args))
-	all = append(all, "evalsha", s.sha, len(keys))
+// Args begins the arguments of a run on keys, with room for n that the caller
+// appends. Pointers to strings and numbers need no allocation, and must not be
+// changed either until the command has its outcome.
+func (s *Script) Args(keys []string, n int) []any {
+	args := make([]any, 0, scriptKey+len(keys)+n)
+	args = append(args, "evalsha", s.sha, len(keys))
 	for i := range keys {
-		all = append(all, &keys[i]) // a pointer needs no allocation
+		args = append(args, &keys[i])
 	}
-	return append(all, args...)
+	return args
 }
 
 // Once marks the command to be executed at most once and returns it: after a
