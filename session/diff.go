@@ -33,28 +33,29 @@ func (x *state) apply(c *changes) {
 	x.other, x.bytes = c.other, c.bytes
 }
 
-func (e *entry) empty() bool { return e.field.name == "" && len(e.items) == 0 }
-
 func (c *changes) none() bool { return len(c.set) == 0 && len(c.del) == 0 }
 
 // put adds a field to be set and returns it.
 func (c *changes) put(st *Store, x *state, tag, name string, value []byte) field {
-	f := field{name: name, value: string(value)}
-	f.sealed = st.seal(x.name, tag, name, f.value)
+	f := field{name: name, held: string(value)}
+	if st.sealers != nil {
+		plain := f.held
+		f.plain, f.held = &plain, st.seal(x.name, tag, name, plain)
+	}
 	c.set = append(c.set, f)
-	c.bytes += len(f.name) + len(f.sealed)
+	c.bytes += len(f.name) + len(f.held)
 	return f
 }
 
 // drop adds a field to be deleted.
 func (c *changes) drop(f field) {
 	c.del = append(c.del, f.name)
-	c.bytes -= len(f.name) + len(f.sealed)
+	c.bytes -= len(f.name) + len(f.held)
 }
 
 // replaced takes a field's old value out of the count.
 func (c *changes) replaced(f field) {
-	c.bytes -= len(f.name) + len(f.sealed)
+	c.bytes -= len(f.name) + len(f.held)
 	c.expect = append(c.expect, f)
 }
 
@@ -67,7 +68,7 @@ func (x *state) unchanged(s *sessions.Session) bool {
 	for i := range x.base {
 		e := &x.base[i]
 		v, ok := s.Values[e.key]
-		if !ok || len(e.items) == 0 && !matches(e.field.value, v) || len(e.items) > 0 && !e.same(v) {
+		if !ok || e.list == nil && !matches(e.field.value(), v) || e.list != nil && !e.same(v) {
 			return false
 		}
 	}
@@ -77,11 +78,12 @@ func (x *state) unchanged(s *sessions.Session) bool {
 // same reports whether v is the list that the entry's fields hold.
 func (e *entry) same(v any) bool {
 	list, ok := v.([]any)
-	if !ok || len(list) != len(e.items) {
+	items := e.items()
+	if !ok || len(list) != len(items) {
 		return false
 	}
-	for i, f := range e.items {
-		if !matches(f.value, list[i]) {
+	for i := range items {
+		if !matches(items[i].value(), list[i]) {
 			return false
 		}
 	}
@@ -100,7 +102,7 @@ func (st *Store) diff(x *state, s *sessions.Session, tag string) (c changes, err
 		if ok {
 			found++
 		}
-		if ok && len(e.items) == 0 && matches(e.field.value, v) {
+		if ok && e.list == nil && matches(e.field.value(), v) {
 			continue
 		}
 		if !ok {
@@ -125,7 +127,7 @@ func (c *changes) dropEntry(e *entry) {
 		c.expect = append(c.expect, e.field)
 		c.drop(e.field)
 	}
-	for _, f := range e.items {
+	for _, f := range e.items() {
 		c.drop(f)
 	}
 }
@@ -142,14 +144,14 @@ func (st *Store) replace(c *changes, x *state, e *entry, v any, tag string) (ent
 			c.expect = append(c.expect, e.field)
 			c.drop(e.field)
 		}
-		items, err := st.items(c, x, e.key.(string), e.items, list, tag)
-		next.items = items
+		items, err := st.items(c, x, e.key.(string), e.items(), list, tag)
+		next.setItems(items)
 		return next, err
 	}
-	for _, f := range e.items {
+	for _, f := range e.items() {
 		c.drop(f)
 	}
-	if e.field.name != "" && matches(e.field.value, v) {
+	if e.field.name != "" && matches(e.field.value(), v) {
 		next.field = e.field
 		return next, nil
 	}
@@ -157,7 +159,7 @@ func (st *Store) replace(c *changes, x *state, e *entry, v any, tag string) (ent
 	if err != nil {
 		return next, err
 	}
-	c.replaced(field{name: name, value: e.field.value, sealed: e.field.sealed})
+	c.replaced(field{name: name, held: e.field.held, plain: e.field.plain})
 	if e.field.name == "" {
 		c.bytes += len(name)
 	}
@@ -173,7 +175,7 @@ func (st *Store) items(c *changes, x *state, key string, was []field, list []any
 	kept := make([]field, 0, len(list))
 	at := 0
 	for at < len(was) && len(kept) < len(list) {
-		if matches(was[at].value, list[len(kept)]) {
+		if matches(was[at].value(), list[len(kept)]) {
 			kept = append(kept, was[at])
 		} else {
 			c.drop(was[at])
@@ -217,9 +219,11 @@ func (st *Store) additions(c *changes, x *state, s *sessions.Session, tag string
 		}
 		next := entry{key: k}
 		if list, ok := v.([]any); ok && len(list) > 0 && name[0] == prefixString {
-			if next.items, err = st.items(c, x, name[1:], nil, list, tag); err != nil {
+			items, err := st.items(c, x, name[1:], nil, list, tag)
+			if err != nil {
 				return err
 			}
+			next.setItems(items)
 		} else {
 			b, err := appendValue(nil, v, 0)
 			if err != nil {
@@ -237,7 +241,7 @@ func (st *Store) additions(c *changes, x *state, s *sessions.Session, tag string
 func (st *Store) diffOthers(c *changes, x *state, others map[any]any, tag string) error {
 	was := make(map[any]any)
 	for _, f := range x.other {
-		m, err := decodeOthers(f.value)
+		m, err := decodeOthers(f.value())
 		if err != nil {
 			return err
 		}

@@ -89,43 +89,48 @@ func (st *Store) fill(ctx context.Context, s *sessions.Session, x *state, tok to
 
 // decode fills Values and the base that later saves are compared with.
 func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok token, hash map[string]string) {
-	if x.base = x.inline[:0]; len(hash) > len(x.inline) {
+	if x.base = x.inline[:0]; len(hash)-1 > len(x.inline) { // one field is the meta
 		x.base = make([]entry, 0, len(hash))
 	}
 	x.other, x.bytes, x.user = nil, 0, ""
 	lists := false
-	for name, sealed := range hash {
+	for name, held := range hash {
 		if len(name) == 1 {
 			switch name {
 			case fieldMeta, fieldLabel:
 				continue
 			case fieldUser:
-				x.user = sealed
+				x.user = held
 				continue
 			}
 		}
 		if name == "" {
 			continue
 		}
-		x.bytes += len(name) + len(sealed)
-		value, err := st.open(x.name, tok.tag(), name, sealed)
+		x.bytes += len(name) + len(held)
+		value, err := st.open(x.name, tok.tag(), name, held)
 		if err == nil {
+			f := field{name: name, held: held}
+			if st.sealers != nil {
+				plain := value
+				f.plain = &plain
+			}
 			switch name[0] {
 			case prefixItem:
 				if len(name) > itemSuffix {
-					x.item(field{name, value, sealed})
+					x.item(f)
 					lists = true
 					continue
 				}
 				err = errMalformed
 			case prefixOther:
-				err = x.others(s, field{name, value, sealed})
+				err = x.others(s, f)
 			default:
 				var key, v any
 				if key, err = fieldKey(name); err == nil {
 					if v, err = decodeValue(value); err == nil {
 						s.Values[key] = v
-						x.base = append(x.base, entry{key: key, field: field{name, value, sealed}})
+						x.base = append(x.base, entry{key: key, field: f})
 						continue
 					}
 				}
@@ -146,24 +151,25 @@ func (x *state) item(f field) {
 	key := f.name[1 : len(f.name)-itemSuffix]
 	for i := range x.base {
 		if e := &x.base[i]; e.field.name == "" && e.key == key {
-			e.items = append(e.items, f)
+			*e.list = append(*e.list, f)
 			return
 		}
 	}
-	x.base = append(x.base, entry{key: key, items: []field{f}})
+	x.base = append(x.base, entry{key: key, list: &[]field{f}})
 }
 
 // lists puts the elements of each list in order and into Values.
 func (st *Store) lists(ctx context.Context, s *sessions.Session, x *state, tok token) {
 	for i := 0; i < len(x.base); i++ {
 		e := &x.base[i]
-		if len(e.items) == 0 {
+		items := e.items()
+		if len(items) == 0 {
 			continue
 		}
-		slices.SortFunc(e.items, func(a, b field) int { return cmp.Compare(a.name, b.name) })
-		list := make([]any, 0, len(e.items))
-		e.items = slices.DeleteFunc(e.items, func(f field) bool {
-			v, err := decodeValue(f.value)
+		slices.SortFunc(items, func(a, b field) int { return cmp.Compare(a.name, b.name) })
+		list := make([]any, 0, len(items))
+		items = slices.DeleteFunc(items, func(f field) bool {
+			v, err := decodeValue(f.value())
 			if err != nil {
 				st.undecodable(ctx, Event{Name: x.name, ID: tok.id, User: x.user}, err)
 				return true
@@ -171,6 +177,7 @@ func (st *Store) lists(ctx context.Context, s *sessions.Session, x *state, tok t
 			list = append(list, v)
 			return false
 		})
+		e.setItems(items)
 		// The same key may have a field as well: an empty list's, or a value that
 		// another request put in the list's place. The list is then appended to a
 		// list, and otherwise wins.
@@ -191,12 +198,12 @@ func (st *Store) lists(ctx context.Context, s *sessions.Session, x *state, tok t
 			s.Values[e.key] = list
 		}
 	}
-	x.base = slices.DeleteFunc(x.base, func(e entry) bool { return e.field.name == "" && len(e.items) == 0 })
+	x.base = slices.DeleteFunc(x.base, func(e entry) bool { return e.empty() })
 }
 
 // others decodes a field with prefixOther.
 func (x *state) others(s *sessions.Session, f field) error {
-	m, err := decodeOthers(f.value)
+	m, err := decodeOthers(f.value())
 	if err != nil {
 		return err
 	}

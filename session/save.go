@@ -190,7 +190,7 @@ func (st *Store) createNew(ctx context.Context, w http.ResponseWriter, r *http.R
 	}
 	if user == "" { // else bindArgs has set it
 		if label := st.label(r); label != "" {
-			args.set = append(args.set, field{name: fieldLabel, sealed: label})
+			args.set = append(args.set, field{name: fieldLabel, held: label})
 		}
 	}
 	reply, err := st.runIndexed(ctx, "create", tok, "", &args, user)

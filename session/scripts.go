@@ -94,7 +94,7 @@ func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.Scrip
 
 func appendFields(args []any, fields []field) []any {
 	for i := range fields {
-		args = append(args, &fields[i].name, &fields[i].sealed)
+		args = append(args, &fields[i].name, &fields[i].held)
 	}
 	return args
 }

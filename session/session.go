@@ -25,7 +25,8 @@ type Store struct {
 	settings atomic.Pointer[settings]
 	changing sync.Mutex // held while settings are replaced
 
-	attributes atomic.Pointer[attributes] // of the last cookie
+	attributes atomic.Pointer[attributes]       // of the last cookie
+	blank      atomic.Pointer[sessions.Session] // a new one, of the last name
 
 	n        counters
 	behind   atomic.Int64 // goroutines that finish something after a call returned
@@ -99,13 +100,14 @@ func (st *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
 // matches ErrUnavailable if Redis could not be asked; the session is then usable,
 // see Loaded.
 func (st *Store) New(r *http.Request, name string) (*sessions.Session, error) {
-	s := sessions.NewSession(st, name)
+	b := st.newBox(name)
+	s, x := &b.s, &b.x
 	s.IsNew = true
-	x := &state{home: st.home(), name: name}
+	x.home, x.name = st.home(), name
 	*s.Options = st.settings.Load().options
 	err := st.find(r, s, x)
 	x.was = *s.Options
-	remember(s, x)
+	remember(s, nil)
 	return s, err
 }
 

@@ -48,12 +48,47 @@ const (
 	destroyed               // deleted by this request
 )
 
+// box is a session as New makes it, with what belongs to it in one allocation.
+type box struct {
+	s    sessions.Session // first, so that it is found by s
+	opts sessions.Options
+	x    state
+}
+
+// newBox returns a session called name as sessions.NewSession makes it.
+func (st *Store) newBox(name string) *box {
+	blank := st.blank.Load()
+	if blank == nil || blank.Name() != name {
+		blank = sessions.NewSession(st, name)
+		st.blank.Store(blank)
+	}
+	b := &box{s: *blank}
+	b.s.Values = make(map[any]any)
+	b.s.Options = &b.opts
+	return b
+}
+
 // entry is one key of Values as Redis holds it.
 type entry struct {
 	key   any
-	field field   // name is empty if the entry has only items
-	items []field // of a []any, a field for each element
+	field field    // name is empty if the entry has only items
+	list  *[]field // of a []any, a field for each element; nil: none
 }
+
+func (e *entry) items() []field {
+	if e.list == nil {
+		return nil
+	}
+	return *e.list
+}
+
+func (e *entry) setItems(items []field) {
+	if e.list = nil; len(items) > 0 {
+		e.list = &items
+	}
+}
+
+func (e *entry) empty() bool { return e.field.name == "" && e.list == nil }
 
 // edit is what a save does to an entry of the base.
 type edit struct {
@@ -61,9 +96,18 @@ type edit struct {
 	next entry // with neither field nor items: the entry goes
 }
 
-// field is a field of the hash: its name, its plain value, and what Redis holds,
-// which differs if values are encrypted.
-type field struct{ name, value, sealed string }
+// field is a field of the hash: its name and what Redis holds.
+type field struct {
+	name, held string
+	plain      *string // the value, if it is encrypted
+}
+
+func (f *field) value() string {
+	if f.plain != nil {
+		return *f.plain
+	}
+	return f.held
+}
 
 // The table of states finds a session's state whatever request it is saved
 // with: the request's context is replaced too often to be of use, and Values are
@@ -76,7 +120,7 @@ var table [32]struct {
 
 type filed struct {
 	of weak.Pointer[sessions.Session]
-	x  *state
+	x  *state // nil: that of the session's box
 }
 
 func place(s *sessions.Session) (shard int, addr uintptr) {
@@ -84,7 +128,7 @@ func place(s *sessions.Session) (shard int, addr uintptr) {
 	return int(addr / unsafe.Sizeof(*s) % uintptr(len(table))), addr
 }
 
-// remember files a state under s.
+// remember files a state under s. A nil x stands for that of the box that s is in.
 func remember(s *sessions.Session, x *state) {
 	entry := filed{weak.Make(s), x}
 	i, addr := place(s)
@@ -109,8 +153,11 @@ func recall(s *sessions.Session) *state {
 	t.Lock()
 	entry := t.m[addr]
 	t.Unlock()
-	if entry.x == nil || entry.of.Value() != s { // of one that had this address before
+	if entry.of.Value() != s { // of one that had this address before, or none
 		return nil
+	}
+	if entry.x == nil {
+		return &(*box)(unsafe.Pointer(s)).x
 	}
 	return entry.x
 }

@@ -25,13 +25,23 @@ func TestStatesEndWithTheirSessions(t *testing.T) {
 	}
 	others := states()
 	kept := make(map[*sessions.Session]*state)
+	var st Store
 	for i := range 20_000 {
 		s, x := sessions.NewSession(nil, "s"), new(state)
+		own := i%2 == 0 // as New makes it
+		if own {
+			b := st.newBox("s")
+			s, x = &b.s, &b.x
+		}
 		if recall(s) != nil {
 			t.Fatal("a new session has the state of one that had its address before")
 		}
-		remember(s, x)
-		if i%20 == 0 {
+		if own {
+			remember(s, nil)
+		} else {
+			remember(s, x)
+		}
+		if i%20 < 2 {
 			kept[s] = x
 		}
 		if i%5000 == 0 {

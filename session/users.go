@@ -71,9 +71,9 @@ func (st *Store) bindArgs(r *http.Request, x *state, args *saveArgs) (user strin
 		args.del = append(slices.Clip(args.del), fieldUser)
 		return "", nil
 	}
-	args.set = append(slices.Clip(args.set), field{name: fieldUser, sealed: user})
+	args.set = append(slices.Clip(args.set), field{name: fieldUser, held: user})
 	if label := st.label(r); label != "" {
-		args.set = append(args.set, field{name: fieldLabel, sealed: label})
+		args.set = append(args.set, field{name: fieldLabel, held: label})
 	}
 	return user, nil
 }
