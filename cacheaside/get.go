@@ -176,7 +176,7 @@ func (c *Cache[K, V]) serve(ctx context.Context, r *ref[K], mark mark, now *foun
 	switch now.state {
 	case fresh:
 		c.hit(r, mark, now)
-		if c.early(&now.raw) {
+		if c.early(&now.raw, now.entry.TTL) {
 			c.refreshLater(ctx, r, &now.raw)
 		}
 	case stale:
@@ -269,11 +269,21 @@ type found[V any] struct {
 // read asks Redis for a key: one GET, and one more for each tag in the same
 // round trip.
 func (c *Cache[K, V]) read(ctx context.Context, r *ref[K], now *found[V]) {
-	get := redis.NewStringCmd(ctx, "get", r.entry)
+	call := new(struct { // one allocation
+		key  string
+		args [2]any
+		get  redis.StringCmd
+		cmds [1]redis.Cmder
+	})
+	call.key = r.entry
+	call.args = [2]any{"get", &call.key}
+	call.get = *redis.NewStringCmd(ctx, call.args[:]...)
+	get := &call.get
 	var err error
 	var versions []tagVersion
 	if len(r.tags) == 0 {
-		err = c.conn.Do(ctx, "get", get)
+		call.cmds[0] = get
+		err = c.conn.Do(ctx, "get", call.cmds[:]...)
 	} else {
 		versions, err = c.readTags(ctx, r, get)
 	}
@@ -357,12 +367,15 @@ func (c *Cache[K, V]) hit(r *ref[K], mark mark, now *found[V]) {
 	c.l1.put(r, mark, now)
 }
 
-// early decides by XFetch whether a fresh value is to be loaded again.
-func (c *Cache[K, V]) early(e *entry) bool {
+// early decides by XFetch whether a value that stays fresh for ttl is to be loaded
+// again.
+func (c *Cache[K, V]) early(e *entry, ttl time.Duration) bool {
 	if c.cfg.EarlyRefresh == 0 || e.kind != kindValue {
 		return false
 	}
-	return float64(e.expires()-c.clock.now()) < c.cfg.lead(e)
+	left := float64(ttl.Milliseconds())
+	// −ln(random) is never above 37: most of the time there is nothing to draw.
+	return left < 37*float64(max(e.delta, 1))*c.cfg.EarlyRefresh && left < c.cfg.lead(e)
 }
 
 // lead draws how many milliseconds before its end an entry is to be refreshed:

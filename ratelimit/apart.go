@@ -149,7 +149,7 @@ func (l *Limiter) askAlone(ctx context.Context, key string, cost int64, reserve 
 	if l.set.leased && cost != 0 {
 		lease = newLease()
 	}
-	s, r, n, _, err := l.ask(ctx, key, cost, lease)
+	s, r, n, _, err := l.ask(ctx, hashOf(key), key, cost, lease)
 	if err != nil {
 		return Result{}, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"errors"
+	"math/bits"
 	"slices"
 	"sync"
 	"time"
@@ -36,6 +37,7 @@ const uniformAt = 3
 // subject is what a flight asks about one key under one set of policies.
 type subject struct {
 	set    *policySet
+	hash   uint64 // of key
 	key    string
 	base   string
 	state  string // the key of the first policy's state
@@ -58,16 +60,26 @@ type run struct {
 	calls   int64
 	first   int64   // calls in earlier runs
 	granted int64   // units, all calls together
-	took    []int64 // units per policy: fewer than granted for a shadow that was short
-	before  []int64 // units per policy that earlier runs took
-	when    []int64 // per listed policy that denied: when it admits
-	over    []int64 // per listed policy that holds more than its limit: when it admits one unit
+	nums    []int64 // four for each policy, see the methods
 }
 
-type subjectKey struct {
-	set  *policySet
-	base string
+// part returns the k-th quarter of nums.
+func (r *run) part(k int) []int64 {
+	np := len(r.nums) / 4
+	return r.nums[k*np : (k+1)*np : (k+1)*np]
 }
+
+// before is the units per policy that earlier runs took.
+func (r *run) before() []int64 { return r.part(0) }
+
+// took is the units per policy: fewer than granted for a shadow that was short.
+func (r *run) took() []int64 { return r.part(1) }
+
+// when tells for each listed policy that denied when it admits.
+func (r *run) when() []int64 { return r.part(2) }
+
+// over tells for each listed policy that holds more than its limit when it admits one unit.
+func (r *run) over() []int64 { return r.part(3) }
 
 // send sends a flight and fills in the outcome of its calls.
 func (c *core) send(ctx context.Context, f *flight) {
@@ -117,7 +129,7 @@ func (c *core) outdate(part []*subject) {
 	for _, s := range part {
 		for i := range s.runs {
 			if s.runs[i].granted > 0 {
-				c.denied.bucket(s.key).drop(s.key)
+				c.denied.bucket(s.hash).drop(s.key)
 				break
 			}
 		}
@@ -130,8 +142,22 @@ func fail(part []*subject, err error) {
 	}
 }
 
-// groups keeps the maps of flights past.
-var groups = sync.Pool{New: func() any { return make(map[subjectKey]*subject) }}
+// tables keeps the tables of flights past. A table finds the subject of a call by its
+// hash: the place that it names, or one behind it, holds the subject's number from 1.
+// A map would take five times as long.
+var tables = sync.Pool{New: func() any { return new([]int32) }}
+
+// newTable returns an empty table for n calls, whose length is a power of two.
+func newTable(n int) *[]int32 {
+	t := tables.Get().(*[]int32)
+	size := 2 << bits.Len(uint(n))
+	if cap(*t) < size {
+		*t = make([]int32, size)
+	}
+	*t = (*t)[:size]
+	clear(*t)
+	return t
+}
 
 // group sorts the calls of a flight by set and subject.
 func (c *core) group(f *flight) {
@@ -140,14 +166,15 @@ func (c *core) group(f *flight) {
 		if cl.left {
 			return
 		}
-		s := &subject{set: cl.set, key: cl.key, base: cl.base, state: cl.state}
+		s := &subject{set: cl.set, hash: cl.hash, key: cl.key, base: cl.base, state: cl.state}
 		s.runs = s.first[:0]
 		s.line(cl)
 		cl.subject = s
 		f.subject = []*subject{s}
 		return
 	}
-	found := groups.Get().(map[subjectKey]*subject)
+	t := newTable(len(f.calls))
+	table, mask := *t, uint64(len(*t)-1)
 	subjects := make([]subject, 0, len(f.calls)) // never grown: others point into it
 	f.subject = make([]*subject, 0, len(f.calls))
 	mixed := false
@@ -156,21 +183,24 @@ func (c *core) group(f *flight) {
 		if cl.left {
 			continue
 		}
-		k := subjectKey{cl.set, cl.base}
-		s := found[k]
-		if s == nil {
-			subjects = append(subjects, subject{set: cl.set, key: cl.key, base: cl.base, state: cl.state})
-			s = &subjects[len(subjects)-1]
-			s.runs = s.first[:0]
-			found[k] = s
-			f.subject = append(f.subject, s)
-			mixed = mixed || cl.set != f.subject[0].set
+		var s *subject
+		for at := cl.hash & mask; s == nil; at = (at + 1) & mask {
+			switch n := table[at]; {
+			case n == 0:
+				subjects = append(subjects, subject{set: cl.set, hash: cl.hash, key: cl.key, base: cl.base, state: cl.state})
+				table[at] = int32(len(subjects))
+				s = &subjects[len(subjects)-1]
+				s.runs = s.first[:0]
+				f.subject = append(f.subject, s)
+				mixed = mixed || cl.set != f.subject[0].set
+			case subjects[n-1].set == cl.set && subjects[n-1].base == cl.base:
+				s = &subjects[n-1]
+			}
 		}
 		cl.subject = s
 		s.line(cl)
 	}
-	clear(found)
-	groups.Put(found)
+	tables.Put(t)
 	if mixed {
 		slices.SortStableFunc(f.subject, func(a, b *subject) int { return int(a.set.id) - int(b.set.id) })
 	}
@@ -349,11 +379,12 @@ func (s *subject) replay(next func() int64, left, nums []int64) {
 	}
 	for i := range s.runs {
 		r := &s.runs[i]
-		r.before, r.took, r.when, r.over = nums[:np:np], nums[np:2*np:2*np], nums[2*np:3*np:3*np], nums[3*np:4*np:4*np]
-		nums = nums[4*np:]
+		r.nums, nums = nums[:4*np:4*np], nums[4*np:]
+		before, took, when, over := r.before(), r.took(), r.when(), r.over()
 		if i > 0 {
-			for p := range r.before {
-				r.before[p] = s.runs[i-1].before[p] + s.runs[i-1].took[p]
+			last := &s.runs[i-1]
+			for p := range before {
+				before[p] = last.before()[p] + last.took()[p]
 			}
 		}
 		room := int64(maxExact)
@@ -373,27 +404,27 @@ func (s *subject) replay(next func() int64, left, nums []int64) {
 		}
 		for p := range left {
 			pol := &s.set.policies[p]
-			took, all := r.granted, n == r.calls
+			units, all := r.granted, n == r.calls
 			if pol.shadow {
 				l := max(left[p], 0)
 				if r.cost > 0 {
 					if m := l / r.cost; m < n {
-						took, all = m*r.cost, false
+						units, all = m*r.cost, false
 					}
 				} else {
-					took = min(took, l)
+					units = min(units, l)
 				}
 			}
-			r.took[p] = took
-			left[p] -= took
+			took[p] = units
+			left[p] -= units
 			if !pol.listed() || next == nil {
 				continue
 			}
 			if need := max(r.cost, 1); need > left[p] && need <= pol.cap && !(r.cost > 0 && all) {
-				r.when[p] = next()
+				when[p] = next()
 			}
 			if left[p] < 0 {
-				r.over[p] = next()
+				over[p] = next()
 			}
 		}
 	}
@@ -441,18 +472,19 @@ func (s *subject) result(r *run, n int64, policies []PolicyResult) Result {
 	if res.Policies = policies; policies == nil {
 		res.Policies = make([]PolicyResult, len(s.snaps))
 	}
+	earlier, took, when, over := r.before(), r.took(), r.when(), r.over()
 	for i := range s.snaps {
 		p := &s.set.policies[i]
-		before, total := r.before[i], r.before[i]+r.took[i]
+		before, total := earlier[i], earlier[i]+took[i]
 		if r.cost > 0 {
-			before += min(n*r.cost, r.took[i])
-			total = r.before[i] + min((n+1)*r.cost, r.took[i])
+			before += min(n*r.cost, took[i])
+			total = earlier[i] + min((n+1)*r.cost, took[i])
 		}
 		admitted := p.left(s.snaps[i], before, s.now) >= need
 		if r.cost == 0 && !admitted && !p.shadow {
 			res.Allowed = false
 		}
-		res.Policies[i] = p.result(s.snaps[i], total, need, s.now, r.when[i], r.over[i], admitted)
+		res.Policies[i] = p.result(s.snaps[i], total, need, s.now, when[i], over[i], admitted)
 	}
 	res.summarise()
 	return res
@@ -461,11 +493,12 @@ func (s *subject) result(r *run, n int64, policies []PolicyResult) Result {
 // totals returns the units taken from each policy when the n-th call of the run
 // was decided, that call included.
 func (r *run) totals(n int64) []int64 {
-	ts := make([]int64, len(r.before))
+	before, took := r.before(), r.took()
+	ts := make([]int64, len(before))
 	for i := range ts {
-		ts[i] = r.before[i] + r.took[i]
+		ts[i] = before[i] + took[i]
 		if r.cost > 0 {
-			ts[i] = r.before[i] + min((n+1)*r.cost, r.took[i])
+			ts[i] = before[i] + min((n+1)*r.cost, took[i])
 		}
 	}
 	return ts

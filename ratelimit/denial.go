@@ -1,7 +1,6 @@
 package ratelimit
 
 import (
-	"hash/maphash"
 	"math/bits"
 	"sync/atomic"
 	"time"
@@ -17,7 +16,6 @@ import (
 // The table is of fixed size: buckets of a few slots, read without locks. A full
 // bucket loses the certificate that ends first.
 type denials struct {
-	seed    maphash.Seed
 	mask    uint64
 	buckets []bucket
 	stale   time.Duration // < 0: no bound
@@ -62,12 +60,11 @@ var base = time.Now()
 func newDenials(size int, stale time.Duration) *denials {
 	n := max(1, (size+slotsPerBucket-1)/slotsPerBucket)
 	n = 1 << bits.Len(uint(n-1))
-	return &denials{seed: maphash.MakeSeed(), mask: uint64(n - 1), buckets: make([]bucket, n), stale: stale}
+	return &denials{mask: uint64(n - 1), buckets: make([]bucket, n), stale: stale}
 }
 
-func (d *denials) bucket(key string) *bucket {
-	return &d.buckets[maphash.String(d.seed, key)&d.mask]
-}
+// bucket returns the bucket of the keys with a hash.
+func (d *denials) bucket(hash uint64) *bucket { return &d.buckets[hash&d.mask] }
 
 // empty reports whether the bucket proves nothing.
 func (b *bucket) empty() bool {
@@ -216,7 +213,8 @@ func (d *denials) certify(key string, set *policySet, cost int64, r *Result, s *
 // Redis knows when that will be admitted.
 func (c *certificate) derive(cost int64) *certificate {
 	s := c.subject
-	r := run{cost: cost, calls: 1, before: c.totals, took: make([]int64, len(c.totals)), when: make([]int64, len(c.totals)), over: make([]int64, len(c.totals))}
+	r := run{cost: cost, calls: 1, nums: make([]int64, 4*len(c.totals))}
+	copy(r.before(), c.totals)
 	for i := range s.set.policies {
 		p := &s.set.policies[i]
 		if left := p.left(s.snaps[i], c.totals[i], s.now); p.listed() && (left < 0 || cost <= p.cap && left < cost) {

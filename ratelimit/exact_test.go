@@ -185,7 +185,7 @@ func (x *exact) oneCall(f *flight, seat int) {
 		x.t.Helper()
 		var states []string
 		for i, m := range ms {
-			states = append(states, fmt.Sprintf("%+v after %+v and %v units", m, s.snaps[i], r.before[i]))
+			states = append(states, fmt.Sprintf("%+v after %+v and %v units", m, s.snaps[i], r.before()[i]))
 		}
 		x.t.Fatalf("step %d at %d, cost %d under %v: %s = %v; want %v\nresult %+v\nmodels %s", x.steps, now, cl.cost, x.policies, what, g, w, got, states)
 	}

@@ -32,6 +32,7 @@ type lane struct {
 	mu      sync.Mutex
 	waiting []*flight // the first leaves next
 	flying  int
+	last    int          // calls of the last flight, as many as the next may have
 	callers atomic.Int64 // in flights, waiting or in the air
 
 	apartUntil atomic.Int64 // nanoseconds after base, see apart.go; 0: not
@@ -62,6 +63,7 @@ func (l *lanes) of(base string) *lane {
 // call is one caller's part of a flight.
 type call struct {
 	set   *policySet
+	hash  uint64 // of key
 	key   string
 	base  string // of its keys in Redis, see keys
 	state string // the key of the first policy's state, which begins with base
@@ -120,7 +122,7 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 	if i := slices.IndexFunc(ln.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
 		f = ln.waiting[i]
 	} else {
-		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, min(seats, 64)), until: time.Now().Add(c.cfg.Timeout)}
+		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, ln.last+4), until: time.Now().Add(c.cfg.Timeout)}
 		ln.waiting = append(ln.waiting, f)
 	}
 	seat = len(f.calls)
@@ -174,6 +176,7 @@ func (c *core) pilot(ln *lane) {
 		f := ln.waiting[0]
 		ln.waiting = slices.Delete(ln.waiting, 0, 1)
 		f.inAir = true
+		ln.last = len(f.calls)
 		ln.mu.Unlock()
 		c.send(context.Background(), f)
 		close(f.landed)
@@ -183,9 +186,8 @@ func (c *core) pilot(ln *lane) {
 // board lets the callers that the last flight woke come back with their next
 // call. It yields while calls keep coming and never sleeps.
 func (ln *lane) board() {
-	seen := 0
-	for range 4 {
-		runtime.Gosched()
+	seen := -1
+	for range 5 {
 		ln.mu.Lock()
 		n := 0
 		if len(ln.waiting) > 0 {
@@ -197,5 +199,6 @@ func (ln *lane) board() {
 			return
 		}
 		seen = n
+		runtime.Gosched()
 	}
 }

@@ -27,7 +27,7 @@ func TestMillionKeysAreBounded(t *testing.T) {
 	set := c.newSet([]Policy{p.OnUnavailable(Local)})
 	for i := range 1_000_000 {
 		key := fmt.Sprintf("user-%d", i)
-		b := d.bucket(key)
+		b := d.bucket(hashOf(key))
 		b.add(&certificate{key: key, set: 1, cost: 1, until: time.Hour}, b.epoch.Load(), 0)
 		if i%4 == 0 {
 			l.decide(key, set, 1, nil)
@@ -54,7 +54,7 @@ func TestMillionKeysAreBounded(t *testing.T) {
 	if grown > 32<<20 {
 		t.Errorf("a million keys grew the heap by %d bytes; want less than 32 MiB", grown)
 	}
-	if key := "user-999999"; d.bucket(key).find(key, 1, 1, 0) == nil {
+	if key := "user-999999"; d.bucket(hashOf(key)).find(key, 1, 1, 0) == nil {
 		t.Error("the latest denial is not found")
 	}
 	runtime.KeepAlive(l)
@@ -63,7 +63,7 @@ func TestMillionKeysAreBounded(t *testing.T) {
 // A denial that was under way while units came back is not kept.
 func TestStaleDenialIsNotKept(t *testing.T) {
 	d := newDenials(64, -1)
-	b := d.bucket("k")
+	b := d.bucket(hashOf("k"))
 	epoch := b.epoch.Load()
 	b.drop("k")
 	b.add(&certificate{key: "k", set: 1, cost: 1, until: time.Hour}, epoch, 0)

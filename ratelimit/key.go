@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"hash"
+	"hash/maphash"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // keys turns what a caller limits into the start of its keys in Redis:
@@ -22,7 +24,20 @@ type keys struct {
 	prefix string
 	plain  bool
 	pool   sync.Pool // of *hasher
+
+	// Subjects come again, and hashing is a tenth of a decision's time here. So the
+	// last one of each place is kept.
+	known [4096]atomic.Pointer[knownKey]
 }
+
+// knownKey is what baseWith returned.
+type knownKey struct {
+	subject, suffix string
+	base, key       string
+}
+
+// maxKnownKey bounds the subjects that are kept, in bytes.
+const maxKnownKey = 128
 
 type hasher struct {
 	h   hash.Hash
@@ -49,12 +64,31 @@ const tagLen = 22 // base64url of 16 bytes
 // base returns the start of all keys of subject, which is also the key of its
 // ban.
 func (k *keys) base(subject string) string {
-	base, _ := k.baseWith(subject, "")
+	base, _ := k.make(subject, "")
 	return base
 }
 
-// baseWith returns base and base+suffix, which share memory.
-func (k *keys) baseWith(subject, suffix string) (base, key string) {
+var seed = maphash.MakeSeed()
+
+// hashOf finds what this process keeps of a subject: its keys, its denials, its place
+// in a flight.
+func hashOf(subject string) uint64 { return maphash.String(seed, subject) }
+
+// baseWith returns base and base+suffix, which share memory, for a subject with a hash.
+func (k *keys) baseWith(hash uint64, subject, suffix string) (base, key string) {
+	place := &k.known[hash>>32%uint64(len(k.known))]
+	if n := place.Load(); n != nil && n.subject == subject && n.suffix == suffix {
+		return n.base, n.key
+	}
+	base, key = k.make(subject, suffix)
+	if len(subject) <= maxKnownKey {
+		place.Store(&knownKey{strings.Clone(subject), suffix, base, key})
+	}
+	return base, key
+}
+
+// make is baseWith for a subject that is not known.
+func (k *keys) make(subject, suffix string) (base, key string) {
 	if k.plain {
 		base = k.prefix + "{" + escape(subject) + "}"
 		key = base + suffix

@@ -177,9 +177,9 @@ func (l *local) decide(key string, set *policySet, cost int64, reserve *Reservat
 	for i := range states {
 		if p := &set.local.policies[i]; p.listed() {
 			if need := max(cost, 1); need <= p.cap {
-				r.when[i] = states[i].when(p, sub.snaps[i], r.took[i], need, now)
+				r.when()[i] = states[i].when(p, sub.snaps[i], r.took()[i], need, now)
 			}
-			r.over[i] = states[i].when(p, sub.snaps[i], r.took[i], 1, now)
+			r.over()[i] = states[i].when(p, sub.snaps[i], r.took()[i], 1, now)
 		}
 	}
 	var ticket *localTicket
@@ -188,7 +188,7 @@ func (l *local) decide(key string, set *policySet, cost int64, reserve *Reservat
 		reserve.local = ticket
 	}
 	for i, st := range states {
-		if n := r.took[i]; n > 0 {
+		if n := r.took()[i]; n > 0 {
 			st.take(&set.local.policies[i], sub.snaps[i], n, now, ticket)
 			if ticket != nil {
 				ticket.took[i] = localTaken{state: st, policy: &set.local.policies[i], n: n, x: sub.snaps[i].x, at: sub.snaps[i].logTime(now)}

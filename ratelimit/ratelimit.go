@@ -216,8 +216,9 @@ func (l *Limiter) decide(ctx context.Context, key string, cost int64, reserve *R
 	cost = max(min(cost, l.set.most+1), -l.set.most)
 	var b *bucket
 	var epoch uint64
+	hash := hashOf(key)
 	if l.denied != nil {
-		b = l.denied.bucket(key)
+		b = l.denied.bucket(hash)
 		if r, ok := l.proven(b, key, cost); ok {
 			return r, nil
 		}
@@ -227,7 +228,7 @@ func (l *Limiter) decide(ctx context.Context, key string, cost int64, reserve *R
 	if l.set.leased && cost != 0 {
 		lease = newLease()
 	}
-	s, r, n, sent, err := l.ask(ctx, key, cost, lease)
+	s, r, n, sent, err := l.ask(ctx, hash, key, cost, lease)
 	if err != nil && l.movesApart(key, err) {
 		var res Result
 		if res, err = l.decideApart(ctx, key, cost, reserve); err == nil {
@@ -296,14 +297,14 @@ func (l *Limiter) learn(b *bucket, epoch uint64, key string, cost int64, res *Re
 // limits.
 func (c *core) forget(key string) {
 	if c.denied != nil {
-		c.denied.bucket(key).drop(key)
+		c.denied.bucket(hashOf(key)).drop(key)
 	}
 }
 
 // ask lets Redis decide. The call is the n-th of run r on s, sent at sent.
-func (l *Limiter) ask(ctx context.Context, key string, cost int64, lease string) (s *subject, r *run, n int64, sent time.Duration, err error) {
-	cl := call{set: l.set, key: key, cost: cost, lease: lease}
-	cl.base, cl.state = l.keys.baseWith(key, l.set.policies[0].suffix)
+func (l *Limiter) ask(ctx context.Context, hash uint64, key string, cost int64, lease string) (s *subject, r *run, n int64, sent time.Duration, err error) {
+	cl := call{set: l.set, hash: hash, key: key, cost: cost, lease: lease}
+	cl.base, cl.state = l.keys.baseWith(hash, key, l.set.policies[0].suffix)
 	f, seat, took, err := l.fly(ctx, cl)
 	if err != nil {
 		if took && l.cfg.RefundAbandoned && ctx.Err() != nil {

@@ -67,9 +67,9 @@ func (r *Reservation) taken(s *subject, rn *run, n int64) {
 	r.subject, r.totals = s, rn.totals(n)
 	r.took = make([]int64, len(r.totals))
 	for i := range r.took {
-		before := rn.before[i]
+		before := rn.before()[i]
 		if rn.cost > 0 {
-			before += min(n*rn.cost, rn.took[i])
+			before += min(n*rn.cost, rn.took()[i])
 		}
 		r.took[i] = r.totals[i] - before
 	}
@@ -174,7 +174,7 @@ func (l *Limiter) excess(ctx context.Context, key string, n int64) error {
 		}
 		set = l.newSet(rest)
 	}
-	_, _, _, _, err := (&Limiter{core: l.core, set: set}).ask(ctx, key, -min(n, set.most), "")
+	_, _, _, _, err := (&Limiter{core: l.core, set: set}).ask(ctx, hashOf(key), key, -min(n, set.most), "")
 	return err
 }
 

@@ -77,7 +77,7 @@ func (l *Limiter) known(key string, cost int64) (Result, bool) {
 		return Result{}, false
 	}
 	start := time.Now()
-	r, ok := l.proven(l.denied.bucket(key), key, min(cost, l.set.most+1))
+	r, ok := l.proven(l.denied.bucket(hashOf(key)), key, min(cost, l.set.most+1))
 	if ok && l.cfg.Hooks.OnDecision != nil {
 		l.cfg.Hooks.decided(cost, &r, nil, time.Since(start))
 	}

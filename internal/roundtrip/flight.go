@@ -27,6 +27,7 @@ type lane struct {
 	mu      sync.Mutex
 	waiting []*flight // gather calls; the first leaves next
 	flying  int       // flights in the air, without the overdue ones
+	last    int       // calls of the last flight, as many as the next may have
 
 	overdue atomic.Int64 // goroutines whose callers have all stopped waiting
 }
@@ -85,7 +86,7 @@ func (c *Conn) join(ctx context.Context, op string, l *lane, cmds []redis.Cmder,
 	if i := slices.IndexFunc(l.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
 		f = l.waiting[i]
 	} else {
-		f = &flight{landed: make(chan struct{}), calls: make([]passenger, 0, min(seats, 64))}
+		f = &flight{landed: make(chan struct{}), calls: make([]passenger, 0, l.last+4)}
 		l.waiting = append(l.waiting, f)
 	}
 	seat := len(f.calls)
@@ -198,6 +199,7 @@ func (l *lane) fly() {
 		f := l.waiting[0]
 		l.waiting = slices.Delete(l.waiting, 0, 1)
 		f.state = inTheAir
+		l.last = len(f.calls)
 		l.mu.Unlock()
 
 		cmds := make([]redis.Cmder, 0, f.n)
@@ -236,9 +238,8 @@ func (l *lane) fly() {
 // call before the next flight leaves. Without it a flight of 64 is followed by
 // one of two or three. It yields while calls keep coming and never sleeps.
 func (l *lane) board() {
-	seen := 0
-	for range 4 {
-		runtime.Gosched()
+	seen := -1
+	for range 5 {
 		l.mu.Lock()
 		n := 0
 		if len(l.waiting) > 0 {
@@ -249,5 +250,6 @@ func (l *lane) board() {
 			return
 		}
 		seen = n
+		runtime.Gosched()
 	}
 }

@@ -164,7 +164,8 @@ func (c *Conn) send(ctx context.Context, op string, cmds []redis.Cmder, by time.
 	if !c.cfg.NoBreaker && !l.brk.allow() {
 		return false, &Error{Package: c.cfg.Name, Op: op, Kind: ErrUnavailable, Err: errBreakerOpen}
 	}
-	if n := c.eng.inflight.Add(1); !waits && (n <= directCallers || c.cfg.NoCoalesce) {
+	gathered := !by.IsZero() && c.eng.cluster == nil
+	if n := c.eng.inflight.Add(1); !waits && (n <= directCallers || c.cfg.NoCoalesce || gathered) {
 		err = c.direct(ctx, op, l, cmds, by)
 	} else {
 		coalesced = true
