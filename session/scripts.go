@@ -35,6 +35,9 @@ var (
 
 var errReply = errors.New("session: a script answered what it never does")
 
+// errForeign is for a key that holds no hash: somebody else's, in our place.
+var errForeign = errors.New("session: what Redis holds at the session's key is not a session")
+
 // Modes of save.lua.
 const (
 	modeCreate     = "c"
@@ -121,19 +124,22 @@ func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, 
 // runChange runs change.lua and reports whether the session was there, also beside
 // an error for which onMaster is true.
 func (st *Store) runChange(ctx context.Context, op, key string, a *saveArgs) (found bool, err error) {
-	args := changeScript.Args([]string{key}, 1+2*len(a.set)+len(a.del))
-	args = appendFields(append(args, len(a.set)), a.set)
+	args := roundtrip.EachArgs(2 + 2*len(a.set) + len(a.del))
+	args = appendFields(append(args, len(a.set), len(a.del)), a.set)
 	for i := range a.del {
 		args = append(args, &a.del[i])
 	}
-	cmd := changeScript.Of(ctx, args)
+	cmd := changeScript.Each(ctx, key, args)
 	written := st.write(ctx, op, cmd)
 	if !onMaster(written) {
 		return false, written
 	}
-	n, err := cmd.Int64()
-	if err != nil {
+	switch n, ok := cmd.Reply(); {
+	case !ok:
 		return false, errReply
+	case n < 0:
+		return false, errForeign
+	default:
+		return n == 1, written
 	}
-	return n == 1, written
 }

@@ -202,11 +202,16 @@ func (l *lane) fly() {
 		l.last = len(f.calls)
 		l.mu.Unlock()
 
+		// A seat that was left is never written again after take-off.
+		var together merger
 		cmds := make([]redis.Cmder, 0, f.n)
-		for i := range f.calls {
-			// A seat that was left is never written again after take-off.
-			if !f.calls[i].left {
-				cmds = append(cmds, f.calls[i].cmds...)
+		if l.eng.cluster == nil && !l.waits {
+			cmds = together.merge(f.calls, cmds)
+		} else {
+			for i := range f.calls {
+				if !f.calls[i].left {
+					cmds = append(cmds, f.calls[i].cmds...)
+				}
 			}
 		}
 		until := f.until
@@ -222,6 +227,7 @@ func (l *lane) fly() {
 			}
 		}
 		cancel()
+		together.settle()
 		close(f.landed)
 
 		l.mu.Lock()

@@ -54,7 +54,7 @@ type scripted struct {
 	once   bool
 }
 
-// runsScript is a ScriptCmd or an IntsCmd.
+// runsScript is a ScriptCmd, an IntsCmd or an EachCmd.
 type runsScript interface {
 	redis.Cmder
 	useSource()
@@ -114,6 +114,9 @@ func (c *IntsCmd) Once() *IntsCmd {
 // NoRetry tells go-redis, in single calls, pipelines and cluster redirects alike,
 // not to send the command again after an ambiguous failure.
 func (c *ScriptCmd) NoRetry() bool { return c.once }
+
+// NoRetry is that of ScriptCmd.
+func (c *EachCmd) NoRetry() bool { return c.once }
 
 // NoRetry is that of ScriptCmd.
 func (c *IntsCmd) NoRetry() bool { return c.once }
