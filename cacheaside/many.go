@@ -251,7 +251,7 @@ type bulkKey[K comparable, V any] struct {
 	fill     *roundtrip.ScriptCmd
 }
 
-// land ends a key's flight, and starts the next if callers wait for one.
+// landBulk ends a key's flight, and starts the next if callers wait for one.
 func (c *Cache[K, V]) landBulk(b *bulkKey[K, V], res result[V], share int) {
 	if next := c.flights.land(b.f, res, share); next != nil {
 		go c.run(next)

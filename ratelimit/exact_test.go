@@ -325,7 +325,7 @@ func (x *exact) send(f *flight) {
 	}
 }
 
-// base lets a key be used as if it were a subject.
+// stateKeys are those of a key that is used as if it were a subject.
 func (x *exact) stateKeys(key string) []string {
 	var ks []string
 	for i := range x.l.set.policies {

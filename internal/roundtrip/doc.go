@@ -11,7 +11,8 @@
 //   - Coalescing. While few calls are in flight each travels alone, which is the
 //     quickest way for a single caller. Beyond that, calls that wait for the
 //     same server leave together as one pipeline (a flight, see flight.go), which
-//     costs one write and one read for all of them.
+//     costs one write and one read for all of them. Calls of an [EachCmd] even share
+//     one run of its script.
 //   - At most once. A command marked with [ScriptCmd.Once] is never sent a second
 //     time after it may have been executed: not by go-redis' retries, not by a
 //     cluster redirect, not by this package.

@@ -131,7 +131,8 @@ func newEngine(rdb redis.UniversalClient) *engine {
 		if o.ClusterStateReloadInterval > 5*time.Second || o.ClusterStateReloadInterval == 0 {
 			slog.Warn("redporch: cluster client reloads its topology slowly; a dead master can stay unnoticed that long",
 				"code", "cluster-slow-reload", "interval", o.ClusterStateReloadInterval,
-				"advice", "set ClusterOptions.ClusterStateReloadInterval to 1s and ContextTimeoutEnabled to true")
+				"advice", "set ClusterOptions.ClusterStateReloadInterval to 1s and ContextTimeoutEnabled to true",
+				"docs", "https://github.com/redporch/redporch/blob/main/docs/warnings.md#cluster-slow-reload")
 		}
 	}
 	e.lanes = e.newPair()
