@@ -1,5 +1,5 @@
 # Names for the commands; each works typed by hand as well.
-.PHONY: help run check test race lint api ci bench
+.PHONY: help run check short test race lint api ci bench
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -7,7 +7,10 @@ help: ## show this list
 run: ## the example server, http://localhost:8080/
 	go run ./examples/webserver
 
-check: lint ## before each commit: lint, and the tests that need no redis-server
+check: ## before each commit: lint, and the tests that need no redis-server, side by side
+	@$(MAKE) --no-print-directory -j2 lint short
+
+short:
 	go test -short ./...
 
 test: ## all tests; those that need redis-server say so when it is missing
