@@ -111,6 +111,31 @@ func TestDeadlinesOfConnsThatShareFlights(t *testing.T) {
 	s.Resume()
 }
 
+// A Dialer that does not look at its context costs a call its deadline and no more,
+// alone and in flights.
+func TestDeadlineWhileDialing(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", Dialer: func(context.Context, string, string) (net.Conn, error) {
+		<-release
+		return nil, net.ErrClosed
+	}})
+	defer rdb.Close()
+	c := newConn(t, rdb, roundtrip.Config{Timeout: 50 * time.Millisecond, NoBreaker: true})
+	var wrong atomic.Int64
+	callers(16, 2, func(int) {
+		began := time.Now()
+		err := c.Do(context.Background(), "incr", redis.NewIntCmd(context.Background(), "incr", "n"))
+		if took := time.Since(began); !errors.Is(err, roundtrip.ErrUnavailable) || took > time.Second {
+			wrong.Add(1)
+			t.Logf("%v after %v; want ErrUnavailable within a second", err, took)
+		}
+	})
+	if wrong.Load() > 0 {
+		t.Errorf("%d calls of 32 did not end by their deadline", wrong.Load())
+	}
+}
+
 func mustIncrOnce(t testing.TB, c *roundtrip.Conn) {
 	if err := c.Do(context.Background(), "incr", redis.NewIntCmd(context.Background(), "incr", "warm")); err != nil {
 		t.Logf("warming up: %v", err)
