@@ -60,13 +60,34 @@ func cookieValues(h http.Header, name string, yield func(value string) bool) {
 	}
 }
 
-func validCookieValue(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == ';' || c == '\\' {
-			return false
+func validCookieValue(s string) bool { return only(s, inCookie) }
+
+const (
+	inCookie uint8 = 1 << iota // what net/http reads in a cookie's value
+	unquoted                   // what it writes there as it is
+)
+
+// classes has the classes of each byte: going through a token byte by byte costs a
+// third of the time with it.
+var classes = func() (t [256]uint8) {
+	for c := byte(0x20); c < 0x7f; c++ {
+		if c != '"' && c != ';' && c != '\\' {
+			t[c] |= inCookie
+		}
+		if l := c | 0x20; 'a' <= l && l <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.' {
+			t[c] |= unquoted
 		}
 	}
-	return true
+	return t
+}()
+
+// only reports whether all bytes of s are of the class.
+func only(s string, class uint8) bool {
+	all := class
+	for i := range len(s) {
+		all &= classes[s[i]]
+	}
+	return all != 0
 }
 
 // checkCookie reports everything that would make browsers refuse a cookie, or
@@ -117,7 +138,7 @@ type attributes struct {
 // cookieLine returns the Set-Cookie line, "" for a name that net/http does not send,
 // such as "my session".
 func (st *Store) cookieLine(name, value string, o *sessions.Options) string {
-	known := o.MaxAge == 0 && plainValue(value)
+	known := o.MaxAge == 0 && only(value, unquoted)
 	if a := st.attributes.Load(); known && a != nil && a.name == name && a.opts == *o {
 		return name + "=" + value + a.text
 	}
@@ -126,17 +147,6 @@ func (st *Store) cookieLine(name, value string, o *sessions.Options) string {
 		st.attributes.Store(&attributes{name: name, opts: *o, text: text})
 	}
 	return line
-}
-
-// plainValue reports whether net/http writes a cookie's value as it is.
-func plainValue(value string) bool {
-	for i := range len(value) {
-		c := value[i]
-		if (c|0x20 < 'a' || c|0x20 > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
-			return false
-		}
-	}
-	return true
 }
 
 // writeCookie puts the cookie into w's headers, in place of an earlier one of the

@@ -10,12 +10,14 @@ import (
 // changes is the difference between Values and what Redis holds, and what it does to
 // the base when it is written.
 type changes struct {
-	set, expect []field
-	del         []string
-	edits       []edit // in the order of the base
-	added       []entry
-	other       []field
-	bytes       int
+	set    []field
+	expect []field // what is replaced, with Config.DetectConflicts
+	detect bool
+	del    []string
+	edits  []edit // in the order of the base
+	added  []entry
+	other  []field
+	bytes  int
 }
 
 // apply makes the changes to the base.
@@ -56,7 +58,14 @@ func (c *changes) drop(f field) {
 // replaced takes a field's old value out of the count.
 func (c *changes) replaced(f field) {
 	c.bytes -= len(f.name) + len(f.held)
-	c.expect = append(c.expect, f)
+	c.expects(f)
+}
+
+// expects notes what Redis has to hold for the save to be no conflict.
+func (c *changes) expects(fs ...field) {
+	if c.detect {
+		c.expect = append(c.expect, fs...)
+	}
 }
 
 // unchanged reports whether diff would find nothing to write. It is the common
@@ -93,8 +102,7 @@ func (e *entry) same(v any) bool {
 // diff finds out what changed since the session was loaded or saved. tag is that
 // of the token that the values will be stored under.
 func (st *Store) diff(x *state, s *sessions.Session, tag string) (c changes, err error) {
-	c.bytes = x.bytes
-	c.other = x.other
+	c.bytes, c.other, c.detect = x.bytes, x.other, st.cfg.DetectConflicts
 	found := 0 // entries of base whose key is in Values
 	for i := range x.base {
 		e := &x.base[i]
@@ -124,7 +132,7 @@ func (st *Store) diff(x *state, s *sessions.Session, tag string) (c changes, err
 
 func (c *changes) dropEntry(e *entry) {
 	if e.field.name != "" {
-		c.expect = append(c.expect, e.field)
+		c.expects(e.field)
 		c.drop(e.field)
 	}
 	for _, f := range e.items() {
@@ -141,7 +149,7 @@ func (st *Store) replace(c *changes, x *state, e *entry, v any, tag string) (ent
 	}
 	if list, ok := v.([]any); ok && len(list) > 0 && name[0] == prefixString {
 		if e.field.name != "" { // an empty list's, or another value
-			c.expect = append(c.expect, e.field)
+			c.expects(e.field)
 			c.drop(e.field)
 		}
 		items, err := st.items(c, x, e.key.(string), e.items(), list, tag)
@@ -229,7 +237,7 @@ func (st *Store) additions(c *changes, x *state, s *sessions.Session, tag string
 			if err != nil {
 				return err
 			}
-			c.expect = append(c.expect, field{name: name})
+			c.expects(field{name: name})
 			next.field = c.put(st, x, tag, name, b)
 		}
 		c.added = append(c.added, next)
@@ -252,7 +260,7 @@ func (st *Store) diffOthers(c *changes, x *state, others map[any]any, tag string
 	if len(was) == len(others) && (len(was) == 0 || reflect.DeepEqual(was, others)) {
 		return nil
 	}
-	c.expect = append(c.expect, x.other...)
+	c.expects(x.other...)
 	for _, f := range x.other {
 		c.drop(f)
 	}
@@ -267,7 +275,7 @@ func (st *Store) diffOthers(c *changes, x *state, others map[any]any, tag string
 	name := string(prefixOther)
 	c.del = slices.DeleteFunc(c.del, func(n string) bool { return n == name })
 	if len(x.other) == 0 {
-		c.expect = append(c.expect, field{name: name})
+		c.expects(field{name: name})
 	}
 	c.other = []field{c.put(st, x, tag, name, g)}
 	return nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"math"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -22,15 +21,30 @@ type meta struct {
 }
 
 func parseMeta(s string) (m meta, ok bool) {
+	at := 0
 	for i, f := range [...]*int64{&m.created, &m.absolute, &m.idle, &m.seen, &m.maxAge} {
-		part, rest, more := strings.Cut(s, ",")
-		n, err := strconv.ParseInt(part, 10, 64)
-		if err != nil || more != (i < 4) || n < -1 || n > math.MaxInt64/4 {
+		if i > 0 {
+			if at == len(s) || s[at] != ',' {
+				return meta{}, false
+			}
+			at++
+		}
+		if s[at:] == "-1" || strings.HasPrefix(s[at:], "-1,") {
+			*f, at = -1, at+2
+			continue
+		}
+		start, n := at, int64(0)
+		for ; at < len(s) && '0' <= s[at] && s[at] <= '9'; at++ {
+			if n = 10*n + int64(s[at]-'0'); n > math.MaxInt64/16 {
+				return meta{}, false
+			}
+		}
+		if at == start {
 			return meta{}, false
 		}
-		*f, s = n, rest
+		*f = n
 	}
-	return m, true
+	return m, at == len(s)
 }
 
 func (m meta) createdAt() time.Time { return time.UnixMilli(m.created) }

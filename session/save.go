@@ -225,11 +225,8 @@ func (st *Store) tokenFor(name string) (token, error) {
 
 // argsFor returns what save.lua needs to write c.
 func (st *Store) argsFor(mode string, opts sessions.Options, c *changes) saveArgs {
-	a := saveArgs{mode: mode, absolute: st.cfg.AbsoluteTimeout, set: c.set, del: c.del}
+	a := saveArgs{mode: mode, absolute: st.cfg.AbsoluteTimeout, set: c.set, expect: c.expect, del: c.del}
 	a.idle, a.maxAge = st.life(opts)
-	if st.cfg.DetectConflicts {
-		a.expect = c.expect
-	}
 	return a
 }
 

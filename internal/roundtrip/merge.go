@@ -11,11 +11,12 @@ import (
 // to a single server run it once for all of them, in half of the server's time. On a
 // cluster, where keys of different slots can't meet, every call has its own run.
 type EachCmd struct {
-	*redis.IntSliceCmd
+	redis.IntSliceCmd
 	scripted
 	key    string
 	merged bool
-	reply  int64 // of a merged run
+	reply  int64  // of a merged run
+	room   [8]any // for few arguments, in the same allocation
 }
 
 // maxMerged bounds the keys of one run, so that Redis serves others in between.
@@ -24,15 +25,13 @@ const maxMerged = 64
 // eachKey is where an EachCmd's key is among its arguments; those of the key follow.
 const eachKey = scriptKey
 
-// EachArgs begins the arguments of one key, with room for n that the caller appends.
+// Each returns the command that runs s on key with the arguments that add appends.
 // Pointers are as for Args.
-func EachArgs(n int) []any { return make([]any, eachKey+1, eachKey+1+n) }
-
-// Each returns the command that runs s on key with arguments that EachArgs began.
-func (s *Script) Each(ctx context.Context, key string, args []any) *EachCmd {
-	c := &EachCmd{key: key, scripted: scripted{script: s, args: args}}
-	args[0], args[1], args[2], args[eachKey] = "evalsha", s.sha, 1, &c.key
-	c.IntSliceCmd = redis.NewIntSliceCmd(ctx, args...)
+func (s *Script) Each(ctx context.Context, key string, add func(args []any) []any) *EachCmd {
+	c := &EachCmd{key: key}
+	args := add(append(c.room[:0], "evalsha", s.sha, 1, &c.key))
+	c.scripted = scripted{script: s, args: args}
+	c.IntSliceCmd = *redis.NewIntSliceCmd(ctx, args...)
 	c.SetFirstKeyPos(scriptKey)
 	return c
 }
