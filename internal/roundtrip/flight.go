@@ -73,6 +73,7 @@ const (
 	boarding flightState = iota
 	inTheAir
 	givenUp // overdue: no longer counted in flying
+	over    // landed, and all is settled
 )
 
 // join sends cmds with the lane's next flight.
@@ -80,6 +81,25 @@ func (c *Conn) join(ctx context.Context, op string, l *lane, cmds []redis.Cmder,
 	if l.overdue.Load() >= maxOverdue {
 		return &Error{Package: c.cfg.Name, Op: op, Kind: ErrUnavailable, Err: errCrowded}
 	}
+	b := c.board(l, cmds, by)
+	if b.relies {
+		by = time.Time{}
+	} else if end := time.Now().Add(c.cfg.Timeout); by.IsZero() || end.Before(by) {
+		by = end
+	}
+	return c.land(ctx, op, &b, by)
+}
+
+// seat is a call's place in a flight.
+type seat struct {
+	lane   *lane
+	flight *flight
+	at     int
+	relies bool // on the flight to end in time
+}
+
+// board gives cmds a seat in the lane's next flight, which leaves by itself.
+func (c *Conn) board(l *lane, cmds []redis.Cmder, by time.Time) seat {
 	l.mu.Lock()
 	var f *flight
 	seats := l.eng.seats()
@@ -89,12 +109,11 @@ func (c *Conn) join(ctx context.Context, op string, l *lane, cmds []redis.Cmder,
 		f = &flight{landed: make(chan struct{}), calls: make([]passenger, 0, l.last+4)}
 		l.waiting = append(l.waiting, f)
 	}
-	seat := len(f.calls)
+	b := seat{l, f, len(f.calls), !l.waits && by.IsZero() && c.relies()}
 	f.calls = append(f.calls, passenger{cmds: cmds})
 	f.n += len(cmds)
 	f.timeout = max(f.timeout, c.cfg.Timeout)
-	relies := !l.waits && by.IsZero() && c.relies()
-	if relies && f.until.IsZero() {
+	if b.relies && f.until.IsZero() {
 		f.until = time.Now().Add(c.cfg.Timeout)
 	}
 	start := l.flying < maxFlying
@@ -105,26 +124,26 @@ func (c *Conn) join(ctx context.Context, op string, l *lane, cmds []redis.Cmder,
 	if start {
 		go l.fly()
 	}
+	return b
+}
 
-	if relies {
-		if await(ctx, f.landed, nil) {
+// land waits until a flight has landed, ctx ends or it is by; zero means no such time.
+func (c *Conn) land(ctx context.Context, op string, b *seat, by time.Time) error {
+	if by.IsZero() {
+		if await(ctx, b.flight.landed, nil) {
 			return nil
 		}
 	} else {
 		timer := timers.Get().(*time.Timer)
-		wait := c.cfg.Timeout
-		if !by.IsZero() {
-			wait = min(wait, time.Until(by))
-		}
-		timer.Reset(wait)
-		landed := await(ctx, f.landed, timer.C)
+		timer.Reset(time.Until(by))
+		landed := await(ctx, b.flight.landed, timer.C)
 		timer.Stop()
 		timers.Put(timer)
 		if landed {
 			return nil
 		}
 	}
-	tookOff := l.leave(f, seat, ctx.Err() == nil)
+	tookOff := b.lane.leave(b.flight, b.at, ctx.Err() == nil)
 	return c.late(ctx, op, tookOff)
 }
 
@@ -189,7 +208,7 @@ func (l *lane) leave(f *flight, seat int, overdue bool) (tookOff bool) {
 // fly sends flights until nobody waits.
 func (l *lane) fly() {
 	for {
-		l.board()
+		l.gather()
 		l.mu.Lock()
 		if len(l.waiting) == 0 {
 			l.flying--
@@ -232,6 +251,7 @@ func (l *lane) fly() {
 
 		l.mu.Lock()
 		overdue := f.state == givenUp
+		f.state = over // a passenger may be late, and must not give up on it any more
 		l.mu.Unlock()
 		if overdue { // another goroutine has taken this one's place
 			l.overdue.Add(-1)
@@ -240,10 +260,10 @@ func (l *lane) fly() {
 	}
 }
 
-// board lets the callers that the last flight woke come back with their next
+// gather lets the callers that the last flight woke come back with their next
 // call before the next flight leaves. Without it a flight of 64 is followed by
 // one of two or three. It yields while calls keep coming and never sleeps.
-func (l *lane) board() {
+func (l *lane) gather() {
 	seen := -1
 	for range 5 {
 		l.mu.Lock()
