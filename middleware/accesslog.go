@@ -48,7 +48,7 @@ type AccessLogConfig struct {
 // session's public id is not what its cookie holds.
 func AccessLog(cfg AccessLogConfig) Middleware {
 	return func(next http.Handler) http.Handler {
-		return &layer{kind: kindAccessLog, next: next, log: cfg.Logger, serve: func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+		return newLayer(kindAccessLog, next, cfg.Logger, func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if cfg.Skip != nil && cfg.Skip(r) {
 				next.ServeHTTP(w, r)
 				return
@@ -59,7 +59,7 @@ func AccessLog(cfg AccessLogConfig) Middleware {
 			defer func() { cfg.log(v, t, r, time.Since(start), !finished) }()
 			next.ServeHTTP(t.out, r)
 			finished = true
-		}}
+		})
 	}
 }
 

@@ -123,6 +123,21 @@ type layer struct {
 	next  http.Handler
 	log   *slog.Logger
 	serve func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler)
+
+	// ahead begins what a layer further in will need, see SessionsConfig.Eager; nil if
+	// there is none, or if somebody else's handler is in between.
+	ahead func(v *visit, r *http.Request)
+	begin func(v *visit, r *http.Request) // what this layer needs
+}
+
+func newLayer(k kind, next http.Handler, log *slog.Logger, serve func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler)) *layer {
+	l := &layer{kind: k, next: next, log: log, serve: serve}
+	if inner, ok := next.(*layer); ok {
+		if l.ahead = inner.begin; l.ahead == nil {
+			l.ahead = inner.ahead
+		}
+	}
+	return l
 }
 
 // ServeHTTP makes sure that the request has a visit, and that the pattern that a

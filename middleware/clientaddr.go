@@ -55,13 +55,13 @@ type ClientAddrConfig struct {
 func ClientAddr(cfg ClientAddrConfig) Middleware {
 	res := newResolver(cfg)
 	return func(next http.Handler) http.Handler {
-		return &layer{kind: kindClientAddr, next: next, log: cfg.Logger, serve: func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+		return newLayer(kindClientAddr, next, cfg.Logger, func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			addr := res.resolve(r)
 			v.mu.Lock()
 			v.addr = addr
 			v.mu.Unlock()
 			next.ServeHTTP(w, r)
-		}}
+		})
 	}
 }
 

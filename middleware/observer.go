@@ -64,7 +64,7 @@ func Observers(obs ...Observer) Observer {
 // middlewares inside report what they do.
 func Observe(o Observer) Middleware {
 	return func(next http.Handler) http.Handler {
-		return &layer{kind: kindObserve, next: next, serve: func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+		return newLayer(kindObserve, next, nil, func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			v.mu.Lock()
 			v.observer = o
 			v.mu.Unlock()
@@ -83,7 +83,7 @@ func Observe(o Observer) Middleware {
 			}()
 			next.ServeHTTP(t.out, r)
 			finished = true
-		}}
+		})
 	}
 }
 

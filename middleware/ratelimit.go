@@ -185,7 +185,11 @@ func RateLimit(l *ratelimit.Limiter, key KeyFunc, cfg RateLimitConfig) Middlewar
 		seed:   maphash.MakeSeed(),
 	}
 	return func(next http.Handler) http.Handler {
-		return &layer{kind: kindRateLimit, next: next, log: cfg.Logger, serve: rl.serve}
+		l := newLayer(kindRateLimit, next, cfg.Logger, nil)
+		l.serve = func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+			rl.serve(v, w, r, next, l.ahead)
+		}
+		return l
 	}
 }
 
@@ -225,7 +229,7 @@ type rateLimiter struct {
 	judged  atomic.Bool
 }
 
-func (rl *rateLimiter) serve(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+func (rl *rateLimiter) serve(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler, ahead func(*visit, *http.Request)) {
 	if rl.cfg.Skip != nil && rl.cfg.Skip(r) {
 		next.ServeHTTP(w, r)
 		return
@@ -259,6 +263,10 @@ func (rl *rateLimiter) serve(v *visit, w http.ResponseWriter, r *http.Request, n
 	cost := int64(1)
 	if rl.cfg.Cost != nil {
 		cost = rl.cfg.Cost(r)
+	}
+	if ahead != nil && !l.Denied(key, cost) {
+		ahead(v, r)
+		defer v.dropLoading() // unless somebody took it
 	}
 	d := Decision{Shadow: rl.cfg.Shadow, limiter: l, key: key}
 	var taken *ratelimit.Reservation

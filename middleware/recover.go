@@ -35,7 +35,7 @@ func Recover(cfg RecoverConfig) Middleware {
 		})
 	}
 	return func(next http.Handler) http.Handler {
-		return &layer{kind: kindRecover, next: next, log: cfg.Logger, serve: func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+		return newLayer(kindRecover, next, cfg.Logger, func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			t := v.track(w)
 			defer func() {
 				p := recover()
@@ -53,7 +53,7 @@ func Recover(cfg RecoverConfig) Middleware {
 				cfg.Answer.ServeHTTP(t.out, r)
 			}()
 			next.ServeHTTP(t.out, r)
-		}}
+		})
 	}
 }
 

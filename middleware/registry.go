@@ -35,7 +35,7 @@ func (l *listener) Value(key any) any {
 func (v *visit) share(h *holder, r *http.Request, load func() loaded) (*sessions.Session, error) {
 	if registryKey == nil || r.Context().Value(registryKey) != nil {
 		reg := sessions.GetRegistry(r)
-		if h.eager != nil {
+		if h.eager != nil || h.loading != nil {
 			_, _ = reg.Get(handover{load()}, h.sm.name)
 		}
 		return reg.Get(h.sm.store, h.sm.name)

@@ -35,7 +35,7 @@ func RequestID(cfg RequestIDConfig) Middleware {
 		cfg.Generate = rand.Text
 	}
 	return func(next http.Handler) http.Handler {
-		return &layer{kind: kindRequestID, next: next, serve: func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+		return newLayer(kindRequestID, next, nil, func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			var id string
 			if cfg.TrustIncoming {
 				if id = r.Header.Get(cfg.Header); !validRequestID(id) {
@@ -50,7 +50,7 @@ func RequestID(cfg RequestIDConfig) Middleware {
 			v.mu.Unlock()
 			w.Header()[cfg.Header] = []string{id}
 			next.ServeHTTP(w, r)
-		}}
+		})
 	}
 }
 

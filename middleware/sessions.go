@@ -19,8 +19,11 @@ import (
 // than pretend that something was saved.
 type SessionsConfig struct {
 	// Eager starts loading when a request with a session cookie comes in, so that
-	// it overlaps what happens before the handler asks. It costs a round trip for
-	// requests that never do.
+	// it overlaps what happens before the handler asks: also what the RateLimits
+	// right in front of Sessions ask of Redis, so that both take the time of one round
+	// trip. Set it where nearly every request asks for its session. It costs a load
+	// for requests that never do, and for those that Redis finds over the limit; a
+	// denial that is known in this process costs none.
 	Eager bool
 
 	// ServeUnsaved sends the handler's response although its session changes could
@@ -69,7 +72,11 @@ func Sessions(store *session.Store, name string, cfg SessionsConfig) Middleware 
 	}
 	sm := &sessionManager{store: store, name: name, cfg: cfg}
 	return func(next http.Handler) http.Handler {
-		return &layer{kind: kindSessions, next: next, log: cfg.Logger, serve: sm.serve}
+		l := newLayer(kindSessions, next, cfg.Logger, sm.serve)
+		if cfg.Eager {
+			l.begin = sm.begin
+		}
+		return l
 	}
 }
 
@@ -96,7 +103,9 @@ func (sm *sessionManager) serve(v *visit, w http.ResponseWriter, r *http.Request
 	v.mu.Unlock()
 	t.onBegin(h)
 	if sm.cfg.Eager {
-		h.preload(r)
+		if h.loading = v.takeLoading(sm); h.loading == nil {
+			h.preload(r)
+		}
 	}
 	finished := false
 	defer func() {
@@ -120,17 +129,18 @@ type holder struct {
 
 	mu        sync.Mutex
 	s         *sessions.Session
-	err       error           // of loading
-	inner     context.Context // of the request by which a handler asked last
-	touched   bool            // a handler asked
-	committed bool            // the headers have gone, or are about to
-	abandoned bool            // the handler was given up and may still be running
-	gone      bool            // the session was destroyed or expired meanwhile
-	failed    bool            // it could not be saved; the answer says so, if it could
-	ended     bool            // the middleware has returned
-	cookies   http.Header     // what Regenerate and Destroy set
-	eager     chan loaded
-	headers   headerWriter // that commit writes to
+	err       error            // of loading
+	inner     context.Context  // of the request by which a handler asked last
+	touched   bool             // a handler asked
+	committed bool             // the headers have gone, or are about to
+	abandoned bool             // the handler was given up and may still be running
+	gone      bool             // the session was destroyed or expired meanwhile
+	failed    bool             // it could not be saved; the answer says so, if it could
+	ended     bool             // the middleware has returned
+	cookies   http.Header      // what Regenerate and Destroy set
+	loading   *session.Loading // of an eager one
+	eager     chan loaded      // of one that can't be begun by itself
+	headers   headerWriter     // that commit writes to
 
 	shared loaded // for gorilla's registry; guarded by the visit's lock
 }
@@ -152,8 +162,28 @@ func (v *visit) holder(name string) *holder {
 	return nil
 }
 
-// preload loads on another goroutine, if there is something to load.
+// begin starts to load the session for the holder that will be made when the request
+// comes to Sessions.
+func (sm *sessionManager) begin(v *visit, r *http.Request) {
+	v.mu.Lock()
+	busy := v.loading != nil
+	v.mu.Unlock()
+	if busy || v.holder(sm.name) != nil {
+		return
+	}
+	if l := sm.store.Preload(r, sm.name); l != nil {
+		v.mu.Lock()
+		v.loading, v.loadingOf = l, sm
+		v.mu.Unlock()
+	}
+}
+
+// preload starts to load, if there is something to load: on another goroutine if the
+// store can't begin it and go on.
 func (h *holder) preload(r *http.Request) {
+	if h.loading = h.sm.store.Preload(r, h.sm.name); h.loading != nil {
+		return
+	}
 	if _, err := r.Cookie(h.sm.name); err != nil {
 		return
 	}
@@ -181,6 +211,10 @@ func (h *holder) loadLocked(r *http.Request) (*sessions.Session, error) {
 	}
 	start := time.Now()
 	h.s, h.err = h.visit.share(h, r, func() (l loaded) {
+		if h.loading != nil {
+			l.s, l.err = h.loading.Session()
+			return l
+		}
 		if h.eager != nil {
 			return <-h.eager
 		}
@@ -263,7 +297,7 @@ func (h *holder) finish() {
 	defer h.mu.Unlock()
 	// A handler that was given up before it asked may be asking just now.
 	late := h.touched && !h.abandoned && !h.givenUp() && !h.gone && !h.failed && !h.ended && (h.writer.sent || h.writer.begun)
-	h.ended = true
+	h.end()
 	if !late || instead != nil || len(h.cookies) == 0 && !h.sm.store.Changed(h.s) {
 		return
 	}
@@ -276,8 +310,15 @@ func (h *holder) finish() {
 // middleware answers.
 func (h *holder) abort() {
 	h.mu.Lock()
-	h.ended = true
+	h.end()
 	h.mu.Unlock()
+}
+
+func (h *holder) end() {
+	h.ended = true
+	if h.loading != nil {
+		h.loading.Drop() // nothing, if somebody asked
+	}
 }
 
 // commit saves what changed. With reach false nothing that needs a cookie can be

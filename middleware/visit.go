@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"github.com/gorilla/sessions"
+
+	"github.com/redporch/redporch/session"
 )
 
 // visit is what the middlewares of one request know of each other. The first of
@@ -29,6 +31,8 @@ type visit struct {
 	decisions []Decision
 	cache     string
 	registry  *sessions.Registry // gorilla's, see registry.go
+	loading   *session.Loading   // a session on its way, of the Sessions that will ask for it
+	loadingOf *sessionManager
 
 	room struct { // for what most requests have one of
 		holders   [1]*holder
@@ -81,6 +85,29 @@ func (v *visit) noteRoute(pattern string) {
 	v.mu.Lock()
 	v.route = pattern
 	v.mu.Unlock()
+}
+
+// takeLoading returns the session that was begun to be loaded for sm, or nil.
+func (v *visit) takeLoading(sm *sessionManager) *session.Loading {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.loadingOf != sm {
+		return nil
+	}
+	l := v.loading
+	v.loading, v.loadingOf = nil, nil
+	return l
+}
+
+// dropLoading gives up a session that was begun to be loaded and not taken.
+func (v *visit) dropLoading() {
+	v.mu.Lock()
+	l := v.loading
+	v.loading, v.loadingOf = nil, nil
+	v.mu.Unlock()
+	if l != nil {
+		l.Drop()
+	}
 }
 
 // track returns the request's writer as one that reports what is written, and

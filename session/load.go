@@ -20,6 +20,12 @@ func (st *Store) load(ctx context.Context, s *sessions.Session, x *state, tok to
 	} else {
 		found, err = st.loadHash(ctx, s, x, tok)
 	}
+	st.loaded(s, x, tok, found, err)
+	return found, err
+}
+
+// loaded notes how a load ended.
+func (st *Store) loaded(s *sessions.Session, x *state, tok token, found bool, err error) {
 	switch {
 	case err != nil:
 		st.n.unavailable.Add(1)
@@ -35,29 +41,35 @@ func (st *Store) load(ctx context.Context, s *sessions.Session, x *state, tok to
 	default:
 		st.n.misses.Add(1)
 	}
-	return found, err
 }
 
 func (st *Store) loadHash(ctx context.Context, s *sessions.Session, x *state, tok token) (bool, error) {
 	// One allocation, and not one with x: commands hold the request's context, which
 	// holds gorilla's registry, which holds the session. The table must not.
-	call := new(struct {
-		key           string
-		hgetall, pttl [2]any
-		hash          redis.MapStringStringCmd
-		life          redis.IntCmd
-		cmds          [2]redis.Cmder
-	})
-	call.key = tok.key
-	call.hgetall = [2]any{"hgetall", &call.key}
-	call.pttl = [2]any{"pttl", &call.key}
-	call.hash = *redis.NewMapStringStringCmd(ctx, call.hgetall[:]...)
-	call.life = *redis.NewIntCmd(ctx, call.pttl[:]...)
-	call.cmds = [2]redis.Cmder{&call.hash, &call.life}
-	if err := st.conn.Do(ctx, "load", call.cmds[:]...); err != nil {
+	q := new(question)
+	q.about(ctx, tok.key)
+	if err := st.conn.Do(ctx, "load", q.cmds[:]...); err != nil {
 		return false, err
 	}
-	return st.fill(ctx, s, x, tok, call.hash.Val(), call.life.Val()), nil
+	return st.fill(ctx, s, x, tok, q.hash.Val(), q.life.Val()), nil
+}
+
+// question is what Redis is asked for a session in a hash, with its answers.
+type question struct {
+	key           string
+	hgetall, pttl [2]any
+	hash          redis.MapStringStringCmd
+	life          redis.IntCmd
+	cmds          [2]redis.Cmder
+}
+
+func (q *question) about(ctx context.Context, key string) {
+	q.key = key
+	q.hgetall = [2]any{"hgetall", &q.key}
+	q.pttl = [2]any{"pttl", &q.key}
+	q.hash = *redis.NewMapStringStringCmd(ctx, q.hgetall[:]...)
+	q.life = *redis.NewIntCmd(ctx, q.pttl[:]...)
+	q.cmds = [2]redis.Cmder{&q.hash, &q.life}
 }
 
 // fill takes a session out of its hash. It reports false for one that is not

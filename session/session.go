@@ -100,15 +100,20 @@ func (st *Store) Get(r *http.Request, name string) (*sessions.Session, error) {
 // matches ErrUnavailable if Redis could not be asked; the session is then usable,
 // see Loaded.
 func (st *Store) New(r *http.Request, name string) (*sessions.Session, error) {
-	b := st.newBox(name)
-	s, x := &b.s, &b.x
-	s.IsNew = true
-	x.home, x.name = st.home(), name
-	*s.Options = st.settings.Load().options
+	s, x := st.fresh(name)
 	err := st.find(r, s, x)
 	x.was = *s.Options
 	remember(s, nil)
 	return s, err
+}
+
+// fresh returns a new session and its state, which is yet to be filed.
+func (st *Store) fresh(name string) (*sessions.Session, *state) {
+	b := st.newBox(name)
+	b.s.IsNew = true
+	b.x.home, b.x.name = st.home(), name
+	b.opts = st.settings.Load().options
+	return &b.s, &b.x
 }
 
 // find loads the session into s and x if the request has a right to one.
