@@ -2,29 +2,32 @@
 -- what save.lua does but for the clock and the expiry, and less yet when several saves meet.
 --
 -- KEYS[…]  hash    sessions; one is left alone unless it has the field m
--- ARGV[…]  string  for each: number of fields to set, number of fields to delete, then pairs of field
---                  and value to set, then fields to delete
+-- ARGV[1]  int     number of fields to set in each; ARGV[2] number of fields to delete
+-- ARGV[3…] string  for each: pairs of field and value to set, then fields to delete
 -- Returns  for each 1 done, 0 gone, -1 the key holds something else
 -- Writes   KEYS
-local call = redis.call
-local out, a = {}, 1
+local call, pcall, min = redis.call, redis.pcall, math.min
+local set, del = 2 * ARGV[1], ARGV[2]
+local out, a = {}, 3
 for i = 1, #KEYS do
   local key = KEYS[i]
-  local first, del = a + 2, a + 2 + 2 * ARGV[a]
-  a = del + ARGV[a + 1]
-  local m = redis.pcall('HGET', key, 'm')
-  if not m then
-    out[i] = 0
-  elseif type(m) == 'table' then
-    out[i] = -1
-  else
-    for j = first, del - 1, 200 do
-      call('HSET', key, unpack(ARGV, j, math.min(j + 199, del - 1)))
+  local first, last = a, a + set
+  a = last + del
+  local there = pcall('HEXISTS', key, 'm')
+  if there == 1 then
+    if set == 2 then
+      call('HSET', key, ARGV[first], ARGV[first + 1])
+    else
+      for j = first, last - 1, 200 do
+        call('HSET', key, unpack(ARGV, j, min(j + 199, last - 1)))
+      end
     end
-    for j = del, a - 1 do
+    for j = last, a - 1 do
       call('HDEL', key, ARGV[j])
     end
     out[i] = 1
+  else
+    out[i] = there == 0 and 0 or -1
   end
 end
 return out

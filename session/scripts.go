@@ -124,7 +124,7 @@ func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, 
 // runChange runs change.lua and reports whether the session was there, also beside
 // an error for which onMaster is true.
 func (st *Store) runChange(ctx context.Context, op, key string, a *saveArgs) (found bool, err error) {
-	cmd := changeScript.Each(ctx, key, func(args []any) []any {
+	cmd := changeScript.Each(ctx, key, 2, func(args []any) []any {
 		args = appendFields(append(args, len(a.set), len(a.del)), a.set)
 		for i := range a.del {
 			args = append(args, &a.del[i])

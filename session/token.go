@@ -91,9 +91,9 @@ func (st *Store) tokenAt(tag []byte, sum *[sha256.Size]byte) token {
 	b = append(b, '}', ':')
 	b = b64.AppendEncode(b, sum[:])
 	n := len(b)
-	b = b64.AppendEncode(b, tag)
+	b = append(b, b[n-hashLen-2-tagLen:n-hashLen-2]...)
 	b = append(b, '.')
-	b = b64.AppendEncode(b, sum[:])
+	b = append(b, b[n-hashLen:n]...)
 	both := string(b)
 	return token{key: both[:n], id: both[n:]}
 }

@@ -2,18 +2,21 @@ package roundtrip
 
 import (
 	"context"
+	"slices"
 
 	"github.com/redis/go-redis/v9"
 )
 
-// EachCmd runs a script on one key. The script takes any number of keys, each with
-// arguments of its own, and answers each with an integer: so calls that share a flight
-// to a single server run it once for all of them, in half of the server's time. On a
-// cluster, where keys of different slots can't meet, every call has its own run.
+// EachCmd runs a script on one key. The script takes any number of keys, each with as
+// many arguments of its own as the others, and answers each with an integer: so calls
+// that share a flight to a single server run it once for all of them, in half of the
+// server's time. On a cluster, where keys of different slots can't meet, every call has
+// its own run.
 type EachCmd struct {
 	redis.IntSliceCmd
 	scripted
 	key    string
+	shared int // how many of the arguments are the same for all keys of a run
 	merged bool
 	reply  int64  // of a merged run
 	room   [8]any // for few arguments, in the same allocation
@@ -22,19 +25,28 @@ type EachCmd struct {
 // maxMerged bounds the keys of one run, so that Redis serves others in between.
 const maxMerged = 64
 
-// eachKey is where an EachCmd's key is among its arguments; those of the key follow.
+// eachKey is where an EachCmd's key is among its arguments; then follow those that all
+// keys of a run share, and those of the key.
 const eachKey = scriptKey
 
 // Each returns the command that runs s on key with the arguments that add appends.
-// Pointers are as for Args.
-func (s *Script) Each(ctx context.Context, key string, add func(args []any) []any) *EachCmd {
-	c := &EachCmd{key: key}
+// Pointers are as for Args. Calls run together if the first shared arguments of both,
+// which must be numbers or strings, are equal; they are sent once, before those of the
+// keys.
+func (s *Script) Each(ctx context.Context, key string, shared int, add func(args []any) []any) *EachCmd {
+	c := &EachCmd{key: key, shared: shared}
 	args := add(append(c.room[:0], "evalsha", s.sha, 1, &c.key))
 	c.scripted = scripted{script: s, args: args}
 	c.IntSliceCmd = *redis.NewIntSliceCmd(ctx, args...)
 	c.SetFirstKeyPos(scriptKey)
 	return c
 }
+
+// common returns the arguments that all keys of a run share.
+func (c *EachCmd) common() []any { return c.args[eachKey+1 : eachKey+1+c.shared] }
+
+// own returns the arguments of the key.
+func (c *EachCmd) own() []any { return c.args[eachKey+1+c.shared:] }
 
 // Reply returns what the script answered for the key; ok is false if it did not. It may
 // be called only after a call that returned nil.
@@ -48,58 +60,85 @@ func (c *EachCmd) Reply() (n int64, ok bool) {
 	return 0, false
 }
 
-// merger puts EachCmds of one script together, and hands out the replies.
-type merger struct {
+// merger puts EachCmds together that can share a run, and hands out the replies.
+type merger struct{ groups []group }
+
+// group are EachCmds of one script with the same shared arguments.
+type group struct {
 	each []*EachCmd
-	runs []*IntsCmd
+	runs []*IntsCmd // for each maxMerged of them; nil: the one of them goes by itself
 }
 
-// merge takes the commands of a flight apart: rest is to be sent with what run adds.
-// Only calls of a single command take part, since those of one call keep their order.
+// maxGroups bounds the search for a command's group. Others go by themselves.
+const maxGroups = 8
+
+// merge takes the commands of a flight apart and returns what is to be sent, appended
+// to rest. Only calls of a single command take part, since those of one call keep their
+// order.
 func (m *merger) merge(calls []passenger, rest []redis.Cmder) []redis.Cmder {
 	for i := range calls {
 		if calls[i].left {
 			continue
 		}
-		if e, ok := calls[i].cmds[0].(*EachCmd); ok && len(calls[i].cmds) == 1 && (m.each == nil || e.script == m.each[0].script) {
-			m.each = append(m.each, e)
+		if e, ok := calls[i].cmds[0].(*EachCmd); !ok || len(calls[i].cmds) > 1 || !m.add(e) {
+			rest = append(rest, calls[i].cmds...)
+		}
+	}
+	for i := range m.groups {
+		g := &m.groups[i]
+		if len(g.each) == 1 {
+			rest = append(rest, g.each[0])
 			continue
 		}
-		rest = append(rest, calls[i].cmds...)
-	}
-	if len(m.each) == 1 {
-		rest = append(rest, m.each[0])
-		m.each = nil
-	}
-	for from := 0; from < len(m.each); from += maxMerged {
-		part := m.each[from:min(from+maxMerged, len(m.each))]
-		n := 0
-		for _, e := range part {
-			n += len(e.args) - eachKey
+		for part := range slices.Chunk(g.each, maxMerged) {
+			first := part[0]
+			own := len(first.own())
+			args := make([]any, 0, scriptKey+first.shared+len(part)*(1+own))
+			args = append(args, first.args[0], first.args[1], len(part))
+			for _, e := range part {
+				args = append(args, e.args[eachKey])
+			}
+			args = append(args, first.common()...)
+			for _, e := range part {
+				args = append(args, e.own()...)
+			}
+			run := first.script.Ints(context.Background(), args)
+			g.runs = append(g.runs, run)
+			rest = append(rest, run)
 		}
-		args := make([]any, 0, scriptKey+n)
-		args = append(args, part[0].args[0], part[0].args[1], len(part))
-		for _, e := range part {
-			args = append(args, e.args[eachKey])
-		}
-		for _, e := range part {
-			args = append(args, e.args[eachKey+1:]...)
-		}
-		run := part[0].script.Ints(context.Background(), args)
-		m.runs = append(m.runs, run)
-		rest = append(rest, run)
 	}
 	return rest
 }
 
+// add puts a command into its group, and reports false if there is no room for one.
+func (m *merger) add(e *EachCmd) bool {
+	for i := range m.groups {
+		g := &m.groups[i]
+		if first := g.each[0]; first.script == e.script && slices.Equal(first.common(), e.common()) {
+			g.each = append(g.each, e)
+			return true
+		}
+	}
+	if len(m.groups) == maxGroups {
+		return false
+	}
+	m.groups = append(m.groups, group{each: []*EachCmd{e}})
+	return true
+}
+
 // settle gives every merged command its outcome.
 func (m *merger) settle() {
-	for i, e := range m.each {
-		run := m.runs[i/maxMerged]
-		err := run.Err()
-		if v := run.Val(); err == nil && i%maxMerged < len(v) {
-			e.merged, e.reply = true, v[i%maxMerged]
+	for _, g := range m.groups {
+		if g.runs == nil {
+			continue
 		}
-		e.SetErr(err)
+		for i, e := range g.each {
+			run := g.runs[i/maxMerged]
+			err := run.Err()
+			if v := run.Val(); err == nil && i%maxMerged < len(v) {
+				e.merged, e.reply = true, v[i%maxMerged]
+			}
+			e.SetErr(err)
+		}
 	}
 }
