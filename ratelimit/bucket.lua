@@ -1,11 +1,15 @@
 -- bucket.lua: decide.lua for one token bucket and calls of one cost, in a third of the time.
 --
--- KEYS     for each subject: its ban (string), then its state, as in decide.lua
--- KEYS[n]  string  ban, or token bucket
+-- KEYS     the states of all subjects, as in decide.lua; then the bans (string) of the first of them; then
+--          the flag that ban.lua raises (string), unless these are all bans. Or the states alone, if
+--          bans do not matter
+-- KEYS[n]  string  token bucket, ban or flag
 -- ARGV[1]  int     limit; ARGV[2] window in microseconds; ARGV[3] burst; ARGV[4] tick in microseconds
 -- ARGV[5]  int     the cost of each call, as in decide.lua
--- ARGV[6…] int     per subject: calls; left out if all have one
--- Returns  {now, per subject: -1, minus the end of a ban, or the state before the calls}, as decide.lua
+-- ARGV[6]  int     subjects
+-- ARGV[7…] int     per subject: calls; left out if all have one
+-- Returns  {now, per subject: -1, minus the end of a ban, or the state before the calls}, as decide.lua;
+--          {now, -2} if the flag is there: nothing was decided, all bans must be given
 -- Writes   the states that admitted something; a state is "B" and level, since, period, tick and life as
 --          doubles: what text takes to read and write is more than all the rest. life is the time in
 --          microseconds until which the key is there at least
@@ -24,13 +28,15 @@ local shape, pack, read = '<Bddddd', lib and lib.pack, lib and lib.unpack
 -- Milliseconds by which a key outlives what it holds: setting a string together with a TTL takes three
 -- times as long as leaving the TTL as it is, and this is how long that can be done.
 local spare = max(1000, floor(burst * (w / limit) / 16000))
-local different = #ARGV > 5 -- numbers of calls
+local subjects = tonumber(ARGV[6])
+local different = #ARGV > 6 -- numbers of calls
 local vals = call('MGET', unpack(KEYS))
+if #KEYS > subjects and #KEYS < 2 * subjects and vals[#KEYS] then return { now, -2 } end
 local out, o = { now }, 1
-for at = 1, #KEYS, 2 do
-  local key, ban, v = KEYS[at + 1], vals[at], vals[at + 1]
+for at = 1, subjects do
+  local key, v, ban = KEYS[at], vals[at], vals[subjects + at]
   local x, y, lives, no = nt, 0, 0, false
-  if ban and KEYS[at] ~= key then
+  if ban then
     ban = tonumber(ban)
     if not ban then no = -1 elseif ban > now then no = -ban end
   end
@@ -65,7 +71,7 @@ for at = 1, #KEYS, 2 do
   if not no then
     local n, free = 0, full - y
     if cost > 0 then
-      n = different and cost * ARGV[5 + (at + 1) / 2] or cost
+      n = different and cost * ARGV[6 + at] or cost
       if n * wt > free then
         n = floor(floor(free / wt) / cost) * cost
         if n < 0 then n = 0 end

@@ -39,6 +39,7 @@ type subject struct {
 	set    *policySet
 	hash   uint64 // of key
 	key    string
+	known  *knownKey // nil: nothing
 	base   string
 	state  string // the key of the first policy's state
 	runs   []run  // in order of arrival
@@ -85,20 +86,31 @@ func (r *run) over() []int64 { return r.part(3) }
 func (c *core) send(ctx context.Context, f *flight) {
 	f.sent = time.Now()
 	c.group(f)
-	var cmds []redis.Cmder
 	var parts [][]*subject
 	for i := 0; i < len(f.subject); {
 		j := i + 1
 		for j < len(f.subject) && j-i < maxSubjects && f.subject[j].set == f.subject[i].set {
 			j++
 		}
-		part := f.subject[i:j]
-		parts = append(parts, part)
-		cmds = append(cmds, c.command(part))
+		parts = append(parts, f.subject[i:j])
 		i = j
 	}
-	if len(cmds) == 0 {
-		return // all had left
+	if again := c.try(ctx, f, parts, false); again != nil {
+		c.try(ctx, f, again, true)
+	}
+}
+
+// try runs a script for each of parts. It returns those about which nothing was decided
+// since their bans must be looked at, which all asks for from the start.
+func (c *core) try(ctx context.Context, f *flight, parts [][]*subject, all bool) (again [][]*subject) {
+	if len(parts) == 0 {
+		return nil // all had left
+	}
+	sent := f.sent.Sub(base)
+	cmds := make([]redis.Cmder, len(parts))
+	looks := make([]int, len(parts)) // at the bans of so many subjects, the first of a part
+	for i, part := range parts {
+		cmds[i], looks[i] = c.command(part, sent, all)
 	}
 	err := c.conn.DoEachBy(ctx, f.until, "decide", cmds...)
 	for i, part := range parts {
@@ -111,12 +123,18 @@ func (c *core) send(ctx context.Context, f *flight) {
 			fail(part, c.conn.Classify("decide", e))
 			continue
 		}
+		if looks[i] < len(part) && c.mayBan(cmd) {
+			again = append(again, part)
+			continue
+		}
 		if e := parse(part, cmd); e != nil {
 			fail(part, e)
 			continue
 		}
+		looked(part[:looks[i]], sent)
 		c.outdate(part)
 	}
+	return again
 }
 
 // outdate drops the denials of keys of which something was taken: less remains
@@ -166,7 +184,7 @@ func (c *core) group(f *flight) {
 		if cl.left {
 			return
 		}
-		s := &subject{set: cl.set, hash: cl.hash, key: cl.key, base: cl.base, state: cl.state}
+		s := &subject{set: cl.set, hash: cl.hash, key: cl.key, known: cl.known, base: cl.base, state: cl.state}
 		s.runs = s.first[:0]
 		s.line(cl)
 		cl.subject = s
@@ -187,7 +205,7 @@ func (c *core) group(f *flight) {
 		for at := cl.hash & mask; s == nil; at = (at + 1) & mask {
 			switch n := table[at]; {
 			case n == 0:
-				subjects = append(subjects, subject{set: cl.set, hash: cl.hash, key: cl.key, base: cl.base, state: cl.state})
+				subjects = append(subjects, subject{set: cl.set, hash: cl.hash, key: cl.key, known: cl.known, base: cl.base, state: cl.state})
 				table[at] = int32(len(subjects))
 				s = &subjects[len(subjects)-1]
 				s.runs = s.first[:0]
@@ -206,16 +224,10 @@ func (c *core) group(f *flight) {
 	}
 }
 
-// command builds the script run for subjects of one set.
-func (c *core) command(part []*subject) *roundtrip.IntsCmd {
+// command builds the script run for subjects of one set, which may change their order.
+// The bans of the first looks of them are looked at.
+func (c *core) command(part []*subject, sent time.Duration, all bool) (_ *roundtrip.IntsCmd, looks int) {
 	set := part[0].set
-	keys := make([]string, 0, len(part)*(1+len(set.policies)))
-	for _, s := range part {
-		keys = append(keys, s.banKey(), s.state)
-		for i := range set.policies[1:] {
-			keys = append(keys, s.base+set.policies[1+i].suffix)
-		}
-	}
 	single, uniform := true, true // one call a subject, one cost for all
 	for _, s := range part {
 		r := &s.runs[0]
@@ -223,21 +235,17 @@ func (c *core) command(part []*subject) *roundtrip.IntsCmd {
 		uniform = uniform && len(s.runs) == 1 && r.cost == part[0].runs[0].cost
 	}
 	if uniform && set.simple && (single || part[0].runs[0].cost > 0) {
-		script, p := oneScript, &set.policies[0]
-		own := p.args[:5]
-		if p.algo == tokenBucket {
-			script, own = bucketScript, p.args[1:5]
-		}
-		args := append(script.Args(keys, len(own)+1+len(part)), own...)
-		args = append(args, part[0].runs[0].cost)
-		if !single {
-			for _, s := range part {
-				args = append(args, s.runs[0].calls)
-			}
-		}
-		return script.Ints(context.Background(), args).Once()
+		looks = c.looks(part, sent, all)
+		return c.simple(part, looks, single), looks
 	}
 	uniform = uniform && single
+	keys := make([]string, 0, len(part)*(1+len(set.policies)))
+	for _, s := range part {
+		keys = append(keys, s.banKey(), s.state)
+		for i := range set.policies[1:] {
+			keys = append(keys, s.base+set.policies[1+i].suffix)
+		}
+	}
 	args := decideScript.Args(keys, len(set.header)+4*len(part))
 	header := len(args)
 	args = append(args, set.header...)
@@ -260,7 +268,36 @@ func (c *core) command(part []*subject) *roundtrip.IntsCmd {
 			}
 		}
 	}
-	return decideScript.Ints(context.Background(), args).Once()
+	return decideScript.Ints(context.Background(), args).Once(), c.looks(part, sent, true)
+}
+
+// simple is command for what bucket.lua and one.lua know. single says that each
+// subject has one call.
+func (c *core) simple(part []*subject, looks int, single bool) *roundtrip.IntsCmd {
+	p := &part[0].set.policies[0]
+	keys := make([]string, 0, len(part)+looks+1)
+	for _, s := range part {
+		keys = append(keys, s.state)
+	}
+	for _, s := range part[:looks] {
+		keys = append(keys, s.base)
+	}
+	if looks < len(part) && !part[0].set.alone {
+		keys = append(keys, c.keys.flag)
+	}
+	script, own, calls := oneScript, p.args[:5], 0
+	if p.algo == tokenBucket {
+		script, own = bucketScript, p.args[1:5]
+	}
+	if !single {
+		calls = len(part)
+	}
+	args := append(script.Args(keys, len(own)+2+calls), own...)
+	args = append(args, part[0].runs[0].cost, len(part))
+	for _, s := range part[:calls] {
+		args = append(args, s.runs[0].calls)
+	}
+	return script.Ints(context.Background(), args).Once()
 }
 
 // banKey is the key of the ban, or that of the only policy if the ban is not to be

@@ -33,6 +33,7 @@
 //	prefix{h}:c:name   string  SlidingWindow  start:previous:current:window
 //	prefix{h}:l:name   zset    SlidingLog     time → units so far:units of this call
 //	prefix{h}:n:name   zset    Concurrency    end of the lease → lease
+//	prefixbans         string  the end of the last ban and a second
 //
 // h is 128 bits of HMAC-SHA-256 of the subject under [Config.Secret] (of SHA-256
 // without one) in base64url. It is the hash tag, so that all keys of a subject are
@@ -47,7 +48,7 @@
 //	Commit of all that was reserved           0   1 with a Concurrency policy
 //	Commit of less or more, Cancel            1
 //	Renew                                     1   0 without a Concurrency policy
-//	Refund, Reset, Ban, Unban                 1
+//	Refund, Reset, Ban, Unban                 1   2 for a Ban on a cluster
 //	AllowAll                                  1   for each call, and for each given back
 //
 // Concurrent decisions leave together: while two flights are under way further
@@ -55,7 +56,8 @@
 // with their costs in order of arrival, up to 64 keys of a server in one EVALSHA
 // (of a slot, on a cluster). A call that is denied again, at the same cost or a
 // larger one, is answered in this process: see [Config.MaxStale] for what that
-// means when another process gives units back.
+// means when another process gives units back. A flight that comes upon the first
+// ban for a second or more goes out twice.
 //
 // # While Redis is unavailable
 //

@@ -65,8 +65,9 @@ type call struct {
 	set   *policySet
 	hash  uint64 // of key
 	key   string
-	base  string // of its keys in Redis, see keys
-	state string // the key of the first policy's state, which begins with base
+	known *knownKey // nil: nothing
+	base  string    // of its keys in Redis, see keys
+	state string    // the key of the first policy's state, which begins with base
 	// cost > 0 is taken whole, < 0 is up to -cost, 0 is a peek.
 	cost  int64
 	lease string // for sets with leases

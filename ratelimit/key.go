@@ -22,6 +22,7 @@ import (
 // them.
 type keys struct {
 	prefix string
+	flag   string // see ban.go; no subject's key, for the prefix has no brace behind it
 	plain  bool
 	pool   sync.Pool // of *hasher
 
@@ -30,10 +31,12 @@ type keys struct {
 	known [4096]atomic.Pointer[knownKey]
 }
 
-// knownKey is what baseWith returned.
+// knownKey is what a process knows of a subject: its keys in Redis, and when it was
+// found not to be banned.
 type knownKey struct {
 	subject, suffix string
-	base, key       string
+	base, key       string       // key is base and suffix, they share memory
+	looked          atomic.Int64 // nanoseconds after base; 0: not
 }
 
 // maxKnownKey bounds the subjects that are kept, in bytes.
@@ -47,7 +50,7 @@ type hasher struct {
 }
 
 func newKeys(prefix string, secret []byte, plain bool) *keys {
-	k := &keys{prefix: prefix, plain: plain}
+	k := &keys{prefix: prefix, flag: prefix + "bans", plain: plain}
 	secret = append([]byte(nil), secret...)
 	k.pool.New = func() any {
 		h := sha256.New()
@@ -74,20 +77,23 @@ var seed = maphash.MakeSeed()
 // in a flight.
 func hashOf(subject string) uint64 { return maphash.String(seed, subject) }
 
-// baseWith returns base and base+suffix, which share memory, for a subject with a hash.
-func (k *keys) baseWith(hash uint64, subject, suffix string) (base, key string) {
+// find returns what is known of a subject with a hash, and how its key with a suffix is
+// called.
+func (k *keys) find(hash uint64, subject, suffix string) *knownKey {
 	place := &k.known[hash>>32%uint64(len(k.known))]
 	if n := place.Load(); n != nil && n.subject == subject && n.suffix == suffix {
-		return n.base, n.key
+		return n
 	}
-	base, key = k.make(subject, suffix)
+	n := &knownKey{subject: subject, suffix: suffix}
+	n.base, n.key = k.make(subject, suffix)
 	if len(subject) <= maxKnownKey {
-		place.Store(&knownKey{strings.Clone(subject), suffix, base, key})
+		n.subject = strings.Clone(subject)
+		place.Store(n)
 	}
-	return base, key
+	return n
 }
 
-// make is baseWith for a subject that is not known.
+// make returns the base of subject and that with a suffix, which share memory.
 func (k *keys) make(subject, suffix string) (base, key string) {
 	if k.plain {
 		base = k.prefix + "{" + escape(subject) + "}"

@@ -1,12 +1,16 @@
 -- one.lua: decide.lua for the common case, in less time: one fixed or sliding window, calls of one cost.
 --
--- KEYS     for each subject: its ban (string), then its state, as in decide.lua
--- KEYS[n]  string  ban, fixed window or sliding window
+-- KEYS     the states of all subjects, as in decide.lua; then the bans (string) of the first of them; then
+--          the flag that ban.lua raises (string), unless these are all bans. Or the states alone, if
+--          bans do not matter
+-- KEYS[n]  string  fixed window, sliding window, ban or flag
 -- ARGV[1]  string  algorithm: f or c
 -- ARGV[2]  int     limit; ARGV[3] window in microseconds; ARGV[4] extra; ARGV[5] tick in microseconds
 -- ARGV[6]  int     the cost of each call, as in decide.lua
--- ARGV[7…] int     per subject: calls; left out if all have one
--- Returns  {now, per subject: -1, minus the end of a ban, or the state before the calls}, as decide.lua
+-- ARGV[7]  int     subjects
+-- ARGV[8…] int     per subject: calls; left out if all have one
+-- Returns  {now, per subject: -1, minus the end of a ban, or the state before the calls}, as decide.lua;
+--          {now, -2} if the flag is there: nothing was decided, all bans must be given
 -- Writes   the states that admitted something, as decide.lua
 -- Source   as decide.lua
 local call = redis.call
@@ -19,14 +23,16 @@ local w, extra, cost = tonumber(sig), tonumber(ARGV[4]), tonumber(ARGV[6])
 -- where that has 32 bits %.0f is left.
 local form = al == 'f' and '%d:%d:%s' or '%d:%d:%d:%s'
 if fmt('%d', 9007199254740991) ~= '9007199254740991' then form = string.gsub(form, '%%d', '%%.0f') end
+local subjects = tonumber(ARGV[7])
 local vals = call('MGET', unpack(KEYS))
+if #KEYS > subjects and #KEYS < 2 * subjects and vals[#KEYS] then return { now, -2 } end
 local out = { now }
 local o = 1
-for at = 1, #KEYS, 2 do
-  local v, x, y, z, old, keep, first = vals[at + 1], now, 0, 0, false, false, o + 1
+for at = 1, subjects do
+  local key, v, x, y, z, old, keep, first = KEYS[at], vals[at], now, 0, 0, false, false, o + 1
   local ban, avail, bad = 0, 0, false
-  if vals[at] and KEYS[at] ~= KEYS[at + 1] then
-    ban = tonumber(vals[at])
+  if vals[subjects + at] then
+    ban = tonumber(vals[subjects + at])
     if not ban then ban, bad = 0, true end
   end
   if ban > now then
@@ -104,7 +110,7 @@ for at = 1, #KEYS, 2 do
     if avail > 0 then
       if cost > 0 then
         n = floor(avail / cost)
-        local calls = tonumber(ARGV[6 + (at + 1) / 2] or 1)
+        local calls = tonumber(ARGV[7 + at] or 1)
         if n > calls then n = calls end
         n = n * cost
       else
@@ -112,7 +118,6 @@ for at = 1, #KEYS, 2 do
         if n > avail then n = avail end
       end
     end
-    local key = KEYS[at + 1]
     if n > 0 then
       local set, life
       if al == 'f' then

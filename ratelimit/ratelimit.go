@@ -33,6 +33,9 @@ type core struct {
 	// not.
 	down atomic.Int64
 	sets atomic.Int64
+	// bansUntil is up to when bans are taken to be in force, nanoseconds after base,
+	// see ban.go.
+	bansUntil atomic.Int64
 }
 
 // policySet is a list of policies made ready for the scripts.
@@ -303,9 +306,8 @@ func (c *core) forget(key string) {
 
 // ask lets Redis decide. The call is the n-th of run r on s, sent at sent.
 func (l *Limiter) ask(ctx context.Context, hash uint64, key string, cost int64, lease string) (s *subject, r *run, n int64, sent time.Duration, err error) {
-	cl := call{set: l.set, hash: hash, key: key, cost: cost, lease: lease}
-	cl.base, cl.state = l.keys.baseWith(hash, key, l.set.policies[0].suffix)
-	f, seat, took, err := l.fly(ctx, cl)
+	known := l.keys.find(hash, key, l.set.policies[0].suffix)
+	f, seat, took, err := l.fly(ctx, call{set: l.set, hash: hash, key: key, known: known, base: known.base, state: known.key, cost: cost, lease: lease})
 	if err != nil {
 		if took && l.cfg.RefundAbandoned && ctx.Err() != nil {
 			go func() {
