@@ -38,7 +38,8 @@ const (
 
 // looks puts those of a part in front whose bans are to be looked at, and returns how
 // many they are; all asks for every one.
-func (c *core) looks(part []*subject, sent time.Duration, all bool) (n int) {
+func (c *core) looks(f *flight, part []*subject, all bool) (n int) {
+	sent := f.sent.Sub(base)
 	switch {
 	case part[0].set.alone:
 		return 0
@@ -46,7 +47,7 @@ func (c *core) looks(part []*subject, sent time.Duration, all bool) (n int) {
 		return len(part)
 	}
 	for i, s := range part {
-		if s.known.lookedBefore(sent - lookEvery) {
+		if f.of(s).known.lookedBefore(sent - lookEvery) {
 			part[i], part[n] = part[n], part[i]
 			n++
 		}
@@ -67,10 +68,11 @@ func (k *knownKey) lookedBefore(since time.Duration) bool {
 }
 
 // looked notes that subjects were found not to be banned.
-func looked(part []*subject, sent time.Duration) {
+func (f *flight) looked(part []*subject) {
+	sent := f.sent.Sub(base)
 	for _, s := range part {
-		if s.known != nil && s.err == nil && s.banned == 0 {
-			s.known.looked.Store(int64(sent))
+		if known := f.of(s).known; known != nil && s.err == nil && s.banned == 0 {
+			known.looked.Store(int64(sent))
 		}
 	}
 }

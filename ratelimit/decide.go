@@ -34,17 +34,12 @@ const maxSubjects = 64
 // uniformAt is where in the arguments the cost goes that all calls have.
 const uniformAt = 3
 
-// subject is what a flight asks about one key under one set of policies.
+// subject is what a flight asks about one key under one set of policies. Denials and
+// reservations keep it, so it does not point into the flight, see flight.of.
 type subject struct {
-	set    *policySet
-	hash   uint64 // of key
-	key    string
-	known  *knownKey // nil: nothing
-	base   string
-	state  string // the key of the first policy's state
-	runs   []run  // in order of arrival
-	first  [1]run
-	leases []string
+	set   *policySet
+	runs  []run // in order of arrival
+	first [1]run
 
 	// The reply.
 	err    error
@@ -58,15 +53,25 @@ type subject struct {
 // script takes as one. What became of each call of it follows from these numbers.
 type run struct {
 	cost    int64
-	calls   int64
-	first   int64   // calls in earlier runs
 	granted int64   // units, all calls together
-	nums    []int64 // four for each policy, see the methods
+	nums    []int64 // two for each policy or, if some are listed, four; see the methods
+	np      int32   // policies
+	calls   int32
+	first   int32 // calls in earlier runs
+	call    int32 // which of the flight's is the first
 }
 
-// part returns the k-th quarter of nums.
+// numbers is how many nums a run has.
+func (set *policySet) numbers() int {
+	if set.listed {
+		return 4 * len(set.policies)
+	}
+	return 2 * len(set.policies)
+}
+
+// part returns those nums that come k-th for each policy.
 func (r *run) part(k int) []int64 {
-	np := len(r.nums) / 4
+	np := int(r.np)
 	return r.nums[k*np : (k+1)*np : (k+1)*np]
 }
 
@@ -76,7 +81,8 @@ func (r *run) before() []int64 { return r.part(0) }
 // took is the units per policy: fewer than granted for a shadow that was short.
 func (r *run) took() []int64 { return r.part(1) }
 
-// when tells for each listed policy that denied when it admits.
+// when tells for each listed policy that denied when it admits. Only sets with listed
+// policies have it, and over.
 func (r *run) when() []int64 { return r.part(2) }
 
 // over tells for each listed policy that holds more than its limit when it admits one unit.
@@ -106,11 +112,10 @@ func (c *core) try(ctx context.Context, f *flight, parts [][]*subject, all bool)
 	if len(parts) == 0 {
 		return nil // all had left
 	}
-	sent := f.sent.Sub(base)
 	cmds := make([]redis.Cmder, len(parts))
 	looks := make([]int, len(parts)) // at the bans of so many subjects, the first of a part
 	for i, part := range parts {
-		cmds[i], looks[i] = c.command(part, sent, all)
+		cmds[i], looks[i] = c.command(f, part, all)
 	}
 	err := c.conn.DoEachBy(ctx, f.until, "decide", cmds...)
 	for i, part := range parts {
@@ -131,8 +136,8 @@ func (c *core) try(ctx context.Context, f *flight, parts [][]*subject, all bool)
 			fail(part, e)
 			continue
 		}
-		looked(part[:looks[i]], sent)
-		c.outdate(part)
+		f.looked(part[:looks[i]])
+		c.outdate(f, part)
 	}
 	return again
 }
@@ -140,14 +145,15 @@ func (c *core) try(ctx context.Context, f *flight, parts [][]*subject, all bool)
 // outdate drops the denials of keys of which something was taken: less remains
 // than they say, and under the windows of other policies with the same state units
 // may end sooner. It comes before any caller of the flight hears of it.
-func (c *core) outdate(part []*subject) {
+func (c *core) outdate(f *flight, part []*subject) {
 	if c.denied == nil {
 		return
 	}
 	for _, s := range part {
 		for i := range s.runs {
 			if s.runs[i].granted > 0 {
-				c.denied.bucket(s.hash).drop(s.key)
+				known := f.of(s).known
+				c.denied.bucket(known.hash).drop(known.subject)
 				break
 			}
 		}
@@ -160,8 +166,8 @@ func fail(part []*subject, err error) {
 	}
 }
 
-// tables keeps the tables of flights past. A table finds the subject of a call by its
-// hash: the place that it names, or one behind it, holds the subject's number from 1.
+// tables keeps the tables of flights past. A table finds the first call on a subject by
+// its hash: the place that it names, or one behind it, holds the call's number from 1.
 // A map would take five times as long.
 var tables = sync.Pool{New: func() any { return new([]int32) }}
 
@@ -177,6 +183,17 @@ func newTable(n int) *[]int32 {
 	return t
 }
 
+// hash is that of the call's key.
+func (cl *call) hash() uint64 {
+	if cl.known == nil {
+		return 0
+	}
+	return cl.known.hash
+}
+
+// joins reports whether two calls are on one subject.
+func (cl *call) joins(other *call) bool { return cl.set == other.set && cl.base == other.base }
+
 // group sorts the calls of a flight by set and subject.
 func (c *core) group(f *flight) {
 	if len(f.calls) == 1 {
@@ -184,39 +201,49 @@ func (c *core) group(f *flight) {
 		if cl.left {
 			return
 		}
-		s := &subject{set: cl.set, hash: cl.hash, key: cl.key, known: cl.known, base: cl.base, state: cl.state}
+		s := &subject{set: cl.set}
 		s.runs = s.first[:0]
-		s.line(cl)
+		s.line(cl, 0)
 		cl.subject = s
 		f.subject = []*subject{s}
 		return
 	}
 	t := newTable(len(f.calls))
 	table, mask := *t, uint64(len(*t)-1)
-	subjects := make([]subject, 0, len(f.calls)) // never grown: others point into it
-	f.subject = make([]*subject, 0, len(f.calls))
+	n := 0
+	for i := range f.calls {
+		cl := &f.calls[i]
+		if cl.left {
+			continue
+		}
+		at := cl.hash() & mask
+		for table[at] != 0 && !cl.joins(&f.calls[table[at]-1]) {
+			at = (at + 1) & mask
+		}
+		if table[at] == 0 {
+			table[at] = int32(i + 1)
+			n++
+		}
+		cl.run = table[at] - 1 // the first call on its subject, until it is put in line
+	}
+	subjects := make([]subject, n)
+	f.subject = make([]*subject, 0, n)
 	mixed := false
 	for i := range f.calls {
 		cl := &f.calls[i]
 		if cl.left {
 			continue
 		}
-		var s *subject
-		for at := cl.hash & mask; s == nil; at = (at + 1) & mask {
-			switch n := table[at]; {
-			case n == 0:
-				subjects = append(subjects, subject{set: cl.set, hash: cl.hash, key: cl.key, known: cl.known, base: cl.base, state: cl.state})
-				table[at] = int32(len(subjects))
-				s = &subjects[len(subjects)-1]
-				s.runs = s.first[:0]
-				f.subject = append(f.subject, s)
-				mixed = mixed || cl.set != f.subject[0].set
-			case subjects[n-1].set == cl.set && subjects[n-1].base == cl.base:
-				s = &subjects[n-1]
-			}
+		if int(cl.run) == i {
+			s := &subjects[len(f.subject)]
+			s.set, s.runs = cl.set, s.first[:0]
+			f.subject = append(f.subject, s)
+			mixed = mixed || cl.set != f.subject[0].set
+			cl.subject = s
+		} else {
+			cl.subject = f.calls[cl.run].subject
 		}
-		cl.subject = s
-		s.line(cl)
+		cl.subject.line(cl, i)
 	}
 	tables.Put(t)
 	if mixed {
@@ -224,9 +251,12 @@ func (c *core) group(f *flight) {
 	}
 }
 
+// of returns the first call on a subject.
+func (f *flight) of(s *subject) *call { return &f.calls[s.runs[0].call] }
+
 // command builds the script run for subjects of one set, which may change their order.
 // The bans of the first looks of them are looked at.
-func (c *core) command(part []*subject, sent time.Duration, all bool) (_ *roundtrip.IntsCmd, looks int) {
+func (c *core) command(f *flight, part []*subject, all bool) (_ *roundtrip.IntsCmd, looks int) {
 	set := part[0].set
 	single, uniform := true, true // one call a subject, one cost for all
 	for _, s := range part {
@@ -235,15 +265,16 @@ func (c *core) command(part []*subject, sent time.Duration, all bool) (_ *roundt
 		uniform = uniform && len(s.runs) == 1 && r.cost == part[0].runs[0].cost
 	}
 	if uniform && set.simple && (single || part[0].runs[0].cost > 0) {
-		looks = c.looks(part, sent, all)
-		return c.simple(part, looks, single), looks
+		looks = c.looks(f, part, all)
+		return c.simple(f, part, looks, single), looks
 	}
 	uniform = uniform && single
 	keys := make([]string, 0, len(part)*(1+len(set.policies)))
 	for _, s := range part {
-		keys = append(keys, s.banKey(), s.state)
+		cl := f.of(s)
+		keys = append(keys, cl.banKey(), cl.state)
 		for i := range set.policies[1:] {
-			keys = append(keys, s.base+set.policies[1+i].suffix)
+			keys = append(keys, cl.base+set.policies[1+i].suffix)
 		}
 	}
 	args := decideScript.Args(keys, len(set.header)+4*len(part))
@@ -254,33 +285,33 @@ func (c *core) command(part []*subject, sent time.Duration, all bool) (_ *roundt
 	}
 	for _, s := range part {
 		if set.phased {
-			args = append(args, phase(s.base))
+			args = append(args, phase(f.of(s).base))
 		}
 		if !uniform {
 			args = append(args, len(s.runs))
 		}
 		for i := range s.runs {
 			if !uniform {
-				args = append(args, s.runs[i].cost, s.runs[i].calls)
+				args = append(args, s.runs[i].cost, int(s.runs[i].calls))
 			}
 			if set.leased {
-				args = append(args, s.leases[i])
+				args = append(args, f.calls[s.runs[i].call].lease)
 			}
 		}
 	}
-	return decideScript.Ints(context.Background(), args).Once(), c.looks(part, sent, true)
+	return decideScript.Ints(context.Background(), args).Once(), c.looks(f, part, true)
 }
 
 // simple is command for what bucket.lua and one.lua know. single says that each
 // subject has one call.
-func (c *core) simple(part []*subject, looks int, single bool) *roundtrip.IntsCmd {
+func (c *core) simple(f *flight, part []*subject, looks int, single bool) *roundtrip.IntsCmd {
 	p := &part[0].set.policies[0]
 	keys := make([]string, 0, len(part)+looks+1)
 	for _, s := range part {
-		keys = append(keys, s.state)
+		keys = append(keys, f.of(s).state)
 	}
 	for _, s := range part[:looks] {
-		keys = append(keys, s.base)
+		keys = append(keys, f.of(s).base)
 	}
 	if looks < len(part) && !part[0].set.alone {
 		keys = append(keys, c.keys.flag)
@@ -295,38 +326,35 @@ func (c *core) simple(part []*subject, looks int, single bool) *roundtrip.IntsCm
 	args := append(script.Args(keys, len(own)+2+calls), own...)
 	args = append(args, part[0].runs[0].cost, len(part))
 	for _, s := range part[:calls] {
-		args = append(args, s.runs[0].calls)
+		args = append(args, int(s.runs[0].calls))
 	}
 	return script.Ints(context.Background(), args).Once()
 }
 
 // banKey is the key of the ban, or that of the only policy if the ban is not to be
 // looked at.
-func (s *subject) banKey() string {
-	if s.set.alone {
-		return s.state
+func (cl *call) banKey() string {
+	if cl.set.alone {
+		return cl.state
 	}
-	return s.base
+	return cl.base
 }
 
-// line puts a call in the subject's row: into the last run if it can be taken
-// together with it, or into a new one.
-func (s *subject) line(cl *call) {
+// line puts the i-th call of a flight in the subject's row: into the last run if it can
+// be taken together with it, or into a new one. With leases each is one.
+func (s *subject) line(cl *call, i int) {
 	if n := len(s.runs) - 1; n >= 0 && cl.cost >= 0 && s.runs[n].cost == cl.cost && !s.set.leased {
-		cl.order = s.runs[n].calls
+		cl.order = int64(s.runs[n].calls)
 		cl.run = int32(n)
 		s.runs[n].calls++
 		return
 	}
 	cl.run, cl.order = int32(len(s.runs)), 0
-	next := run{cost: cl.cost, calls: 1}
+	next := run{cost: cl.cost, calls: 1, call: int32(i)}
 	if n := len(s.runs); n > 0 {
 		next.first = s.runs[n-1].first + s.runs[n-1].calls
 	}
 	s.runs = append(s.runs, next)
-	if s.set.leased {
-		s.leases = append(s.leases, cl.lease)
-	}
 }
 
 var errReply = &roundtrip.Error{Package: "ratelimit", Op: "decide", Kind: roundtrip.ErrBug,
@@ -345,13 +373,13 @@ func parse(part []*subject, cmd *roundtrip.IntsCmd) error {
 	r := reader{reply: reply}
 	next := r.next
 	now := next()
-	np, runs, calls := len(part[0].set.policies), 0, 0
+	np, each, runs, calls := len(part[0].set.policies), part[0].set.numbers(), 0, 0
 	for _, s := range part {
 		runs += len(s.runs)
 		calls += s.calls()
 	}
 	rooms := make([]PolicyResult, np*calls)
-	nums := make([]int64, np*(1+4*runs))
+	nums := make([]int64, np+each*runs)
 	snaps := make([]snap, np*len(part))
 	left, nums := nums[:np], nums[np:]
 	for _, s := range part {
@@ -381,7 +409,7 @@ func parse(part []*subject, cmd *roundtrip.IntsCmd) error {
 			}
 		}
 		s.replay(next, left, nums)
-		nums = nums[4*np*len(s.runs):]
+		nums = nums[each*len(s.runs):]
 	}
 	if r.bad || len(r.reply) > 0 {
 		return errReply
@@ -408,16 +436,17 @@ func (r *reader) next() int64 {
 // integers, so the same outcome. next returns the times at which listed policies
 // admit what they denied; nil if somebody else finds out.
 //
-// left is room for a number per policy, nums for four per policy and run.
+// left is room for a number per policy, nums for all runs.
 func (s *subject) replay(next func() int64, left, nums []int64) {
-	np := len(s.set.policies)
+	each := s.set.numbers()
 	for i := range left {
 		left[i] = s.set.policies[i].left(s.snaps[i], 0, s.now)
 	}
 	for i := range s.runs {
 		r := &s.runs[i]
-		r.nums, nums = nums[:4*np:4*np], nums[4*np:]
-		before, took, when, over := r.before(), r.took(), r.when(), r.over()
+		r.np = int32(len(s.set.policies))
+		r.nums, nums = nums[:each:each], nums[each:]
+		before, took := r.before(), r.took()
 		if i > 0 {
 			last := &s.runs[i-1]
 			for p := range before {
@@ -434,14 +463,14 @@ func (s *subject) replay(next func() int64, left, nums []int64) {
 		n := int64(0)
 		switch {
 		case r.cost > 0:
-			n = min(room/r.cost, r.calls)
+			n = min(room/r.cost, int64(r.calls))
 			r.granted = n * r.cost
 		case r.cost < 0:
 			r.granted = min(room, -r.cost)
 		}
 		for p := range left {
 			pol := &s.set.policies[p]
-			units, all := r.granted, n == r.calls
+			units, all := r.granted, n == int64(r.calls)
 			if pol.shadow {
 				l := max(left[p], 0)
 				if r.cost > 0 {
@@ -458,10 +487,10 @@ func (s *subject) replay(next func() int64, left, nums []int64) {
 				continue
 			}
 			if need := max(r.cost, 1); need > left[p] && need <= pol.cap && !(r.cost > 0 && all) {
-				when[p] = next()
+				r.when()[p] = next()
 			}
 			if left[p] < 0 {
-				over[p] = next()
+				r.over()[p] = next()
 			}
 		}
 	}
@@ -477,7 +506,7 @@ func (s *subject) calls() int {
 // a flight. It must be asked for once only.
 func (s *subject) room(r *run, n int64) []PolicyResult {
 	np := len(s.snaps)
-	at := int(r.first+n) * np
+	at := (int(r.first) + int(n)) * np
 	if at+np > len(s.rooms) {
 		return nil
 	}
@@ -509,7 +538,7 @@ func (s *subject) result(r *run, n int64, policies []PolicyResult) Result {
 	if res.Policies = policies; policies == nil {
 		res.Policies = make([]PolicyResult, len(s.snaps))
 	}
-	earlier, took, when, over := r.before(), r.took(), r.when(), r.over()
+	earlier, took := r.before(), r.took()
 	for i := range s.snaps {
 		p := &s.set.policies[i]
 		before, total := earlier[i], earlier[i]+took[i]
@@ -521,7 +550,11 @@ func (s *subject) result(r *run, n int64, policies []PolicyResult) Result {
 		if r.cost == 0 && !admitted && !p.shadow {
 			res.Allowed = false
 		}
-		res.Policies[i] = p.result(s.snaps[i], total, need, s.now, when[i], over[i], admitted)
+		var when, over int64
+		if p.listed() {
+			when, over = r.when()[i], r.over()[i]
+		}
+		res.Policies[i] = p.result(s.snaps[i], total, need, s.now, when, over, admitted)
 	}
 	res.summarise()
 	return res

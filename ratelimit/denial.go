@@ -213,7 +213,7 @@ func (d *denials) certify(key string, set *policySet, cost int64, r *Result, s *
 // Redis knows when that will be admitted.
 func (c *certificate) derive(cost int64) *certificate {
 	s := c.subject
-	r := run{cost: cost, calls: 1, nums: make([]int64, 4*len(c.totals))}
+	r := run{cost: cost, calls: 1, np: int32(len(c.totals)), nums: make([]int64, s.set.numbers())}
 	copy(r.before(), c.totals)
 	for i := range s.set.policies {
 		p := &s.set.policies[i]

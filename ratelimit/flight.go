@@ -32,7 +32,7 @@ type lane struct {
 	mu      sync.Mutex
 	waiting []*flight // the first leaves next
 	flying  int
-	last    int          // calls of the last flight, as many as the next may have
+	room    int          // for the calls of the next flight: what the largest of late took
 	callers atomic.Int64 // in flights, waiting or in the air
 
 	apartUntil atomic.Int64 // nanoseconds after base, see apart.go; 0: not
@@ -63,18 +63,16 @@ func (l *lanes) of(base string) *lane {
 // call is one caller's part of a flight.
 type call struct {
 	set   *policySet
-	hash  uint64 // of key
-	key   string
 	known *knownKey // nil: nothing
 	base  string    // of its keys in Redis, see keys
 	state string    // the key of the first policy's state, which begins with base
 	// cost > 0 is taken whole, < 0 is up to -cost, 0 is a peek.
 	cost  int64
 	lease string // for sets with leases
-	left  bool   // the caller left before take-off
 
 	// The outcome, read after landing.
 	subject *subject
+	left    bool  // the caller left before take-off
 	run     int32 // of the subject
 	order   int64 // within the run
 }
@@ -123,7 +121,9 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 	if i := slices.IndexFunc(ln.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
 		f = ln.waiting[i]
 	} else {
-		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, ln.last+4), until: time.Now().Add(c.cfg.Timeout)}
+		// Not seats, which are few while the callers of the last flight come back. In fours,
+		// so that a small flight now and then does not make the next ones grow.
+		f = &flight{landed: make(chan struct{}), calls: make([]call, 0, (ln.room+3)/4*4), until: time.Now().Add(c.cfg.Timeout)}
 		ln.waiting = append(ln.waiting, f)
 	}
 	seat = len(f.calls)
@@ -177,7 +177,7 @@ func (c *core) pilot(ln *lane) {
 		f := ln.waiting[0]
 		ln.waiting = slices.Delete(ln.waiting, 0, 1)
 		f.inAir = true
-		ln.last = len(f.calls)
+		ln.room = max(len(f.calls), ln.room*31/32)
 		ln.mu.Unlock()
 		c.send(context.Background(), f)
 		close(f.landed)

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"hash"
 	"hash/maphash"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,13 +28,14 @@ type keys struct {
 	pool   sync.Pool // of *hasher
 
 	// Subjects come again, and hashing is a tenth of a decision's time here. So the
-	// last one of each place is kept.
-	known [4096]atomic.Pointer[knownKey]
+	// last ones of each row are kept.
+	known [1024][4]atomic.Pointer[knownKey]
 }
 
 // knownKey is what a process knows of a subject: its keys in Redis, and when it was
 // found not to be banned.
 type knownKey struct {
+	hash            uint64
 	subject, suffix string
 	base, key       string       // key is base and suffix, they share memory
 	looked          atomic.Int64 // nanoseconds after base; 0: not
@@ -80,17 +82,35 @@ func hashOf(subject string) uint64 { return maphash.String(seed, subject) }
 // find returns what is known of a subject with a hash, and how its key with a suffix is
 // called.
 func (k *keys) find(hash uint64, subject, suffix string) *knownKey {
-	place := &k.known[hash>>32%uint64(len(k.known))]
-	if n := place.Load(); n != nil && n.subject == subject && n.suffix == suffix {
-		return n
+	row := &k.known[hash>>32%uint64(len(k.known))]
+	for i := range row {
+		if n := row[i].Load(); n != nil && n.hash == hash && n.subject == subject && n.suffix == suffix {
+			return n
+		}
 	}
-	n := &knownKey{subject: subject, suffix: suffix}
+	n := &knownKey{hash: hash, subject: subject, suffix: suffix}
 	n.base, n.key = k.make(subject, suffix)
 	if len(subject) <= maxKnownKey {
 		n.subject = strings.Clone(subject)
-		place.Store(n)
+		stalest(row[:]).Store(n)
 	}
 	return n
+}
+
+// stalest returns the place in a row that is empty, or whose subject's ban was looked at
+// longest ago: of those that come again that is a second at most.
+func stalest(row []atomic.Pointer[knownKey]) (place *atomic.Pointer[knownKey]) {
+	longest := int64(math.MaxInt64)
+	for i := range row {
+		n := row[i].Load()
+		if n == nil {
+			return &row[i]
+		}
+		if at := n.looked.Load(); at < longest {
+			place, longest = &row[i], at
+		}
+	}
+	return place
 }
 
 // make returns the base of subject and that with a suffix, which share memory.

@@ -172,7 +172,7 @@ func (l *local) decide(key string, set *policySet, cost int64, reserve *Reservat
 		sub.snaps = append(sub.snaps, states[i].at(p, now))
 	}
 	np := len(states)
-	sub.replay(nil, make([]int64, np), make([]int64, 4*np))
+	sub.replay(nil, make([]int64, np), make([]int64, set.local.numbers()))
 	r := &sub.runs[0]
 	for i := range states {
 		if p := &set.local.policies[i]; p.listed() {

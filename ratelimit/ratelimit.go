@@ -46,6 +46,7 @@ type policySet struct {
 	most     int64 // cost above which no policy ever admits
 	phased   bool
 	leased   bool
+	listed   bool // a policy needs the script to tell when it admits
 	simple   bool // one policy that bucket.lua or one.lua knows
 	alone    bool // scripts get the policy's key and no other, see apart.go
 	split    sync.Once
@@ -149,6 +150,7 @@ func (c *core) newSet(policies []Policy) *policySet {
 		s.most = max(s.most, cp.cap)
 		s.phased = s.phased || p.offset == phased
 		s.leased = s.leased || p.algo == concurrency
+		s.listed = s.listed || cp.listed()
 	}
 	flag := map[bool]string{false: "0", true: "1"}
 	s.header = append(s.header, len(policies), flag[s.phased], flag[s.leased], "")
@@ -159,7 +161,7 @@ func (c *core) newSet(policies []Policy) *policySet {
 		s.simple = true
 	}
 	if inProcess != nil {
-		s.local = &policySet{policies: inProcess}
+		s.local = &policySet{policies: inProcess, listed: s.listed}
 	}
 	return s
 }
@@ -307,7 +309,7 @@ func (c *core) forget(key string) {
 // ask lets Redis decide. The call is the n-th of run r on s, sent at sent.
 func (l *Limiter) ask(ctx context.Context, hash uint64, key string, cost int64, lease string) (s *subject, r *run, n int64, sent time.Duration, err error) {
 	known := l.keys.find(hash, key, l.set.policies[0].suffix)
-	f, seat, took, err := l.fly(ctx, call{set: l.set, hash: hash, key: key, known: known, base: known.base, state: known.key, cost: cost, lease: lease})
+	f, seat, took, err := l.fly(ctx, call{set: l.set, known: known, base: known.base, state: known.key, cost: cost, lease: lease})
 	if err != nil {
 		if took && l.cfg.RefundAbandoned && ctx.Err() != nil {
 			go func() {
