@@ -6,20 +6,20 @@
 -- ARGV[3…] string  for each: pairs of field and value to set, then fields to delete
 -- Returns  for each 1 done, 0 gone, -1 the key holds something else
 -- Writes   KEYS
-local call, pcall, min = redis.call, redis.pcall, math.min
+local call = redis.call
 local set, del = 2 * ARGV[1], ARGV[2]
 local out, a = {}, 3
 for i = 1, #KEYS do
   local key = KEYS[i]
   local first, last = a, a + set
   a = last + del
-  local there = pcall('HEXISTS', key, 'm')
-  if there == 1 then
+  local m = redis.pcall('HGET', key, 'm')
+  if type(m) == 'string' then
     if set == 2 then
       call('HSET', key, ARGV[first], ARGV[first + 1])
     else
       for j = first, last - 1, 200 do
-        call('HSET', key, unpack(ARGV, j, min(j + 199, last - 1)))
+        call('HSET', key, unpack(ARGV, j, math.min(j + 199, last - 1)))
       end
     end
     for j = last, a - 1 do
@@ -27,7 +27,7 @@ for i = 1, #KEYS do
     end
     out[i] = 1
   else
-    out[i] = there == 0 and 0 or -1
+    out[i] = m and -1 or 0
   end
 end
 return out
