@@ -17,13 +17,13 @@ var banSource string
 
 var banScript = roundtrip.NewScript(banSource)
 
-// Bans are few, and to ask for that of every subject takes half of the keys that are sent
-// and a tenth of the script's time. So Ban raises a flag, a key of the prefix that is there as long as any ban may
-// be. While it is, bucket.lua and one.lua decide nothing unless they are given the bans
-// of all their subjects. While it is not, a subject's own ban is looked at once in
-// lookEvery all the same: the flag may have been lost, and what is in the place of the
-// ban may be foreign. On a cluster, where the flag is in a slot of its own, every ban
-// is looked at.
+// Bans are few, and to ask for that of every subject takes half of the keys that are
+// sent and a tenth of the script's time. So Ban raises a flag, a key of the prefix that
+// is there as long as any ban may be. While it is, bucket.lua and one.lua decide nothing
+// unless they are given the bans of all their subjects. While it is not, a subject's own
+// ban is looked at once in lookEvery all the same: the flag may have been lost, and what
+// is in the place of the ban may be foreign. On a cluster, where the flag is in a slot
+// of its own, every ban is looked at.
 
 const (
 	// lookEvery is how long it is believed that a subject is not banned while the flag
