@@ -400,3 +400,21 @@ func TestLostFlag(t *testing.T) {
 		}
 	})
 }
+
+// No ban is there without the flag, for a moment either: on a cluster, where two runs
+// write them, the flag comes first.
+func TestFlagIsRaisedFirst(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		n := listen(rdb)
+		l := newLimiter(t, rdb, ratelimit.Config{}, ratelimit.FixedWindow("api", 10, time.Hour))
+		if err := l.Ban(t.Context(), "k", time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		flag := slices.IndexFunc(n.runs, func(a asked) bool { return a.flag })
+		ban := slices.IndexFunc(n.runs, func(a asked) bool { return a.bans > 0 })
+		_, cluster := rdb.(*redis.ClusterClient)
+		if flag < 0 || ban < 0 || cluster && flag >= ban || !cluster && flag != ban {
+			t.Errorf("runs = %+v; want the flag no later than the ban", n.runs)
+		}
+	})
+}

@@ -167,7 +167,7 @@ func (c *core) leave(ctx context.Context, ln *lane, f *flight, seat int) (_ *fli
 // pilot sends flights until nobody waits.
 func (c *core) pilot(ln *lane) {
 	for {
-		ln.board()
+		ln.gather()
 		ln.mu.Lock()
 		if len(ln.waiting) == 0 {
 			ln.flying--
@@ -184,9 +184,9 @@ func (c *core) pilot(ln *lane) {
 	}
 }
 
-// board lets the callers that the last flight woke come back with their next
+// gather lets the callers that the last flight woke come back with their next
 // call. It yields while calls keep coming and never sleeps.
-func (ln *lane) board() {
+func (ln *lane) gather() {
 	seen := -1
 	for range 5 {
 		ln.mu.Lock()

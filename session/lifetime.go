@@ -44,7 +44,10 @@ func parseMeta(s string) (m meta, ok bool) {
 		}
 		*f = n
 	}
-	return m, at == len(s)
+	if at < len(s) {
+		return meta{}, false
+	}
+	return m, true
 }
 
 func (m meta) createdAt() time.Time { return time.UnixMilli(m.created) }

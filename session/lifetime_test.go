@@ -154,6 +154,23 @@ func TestRememberMe(t *testing.T) {
 	})
 }
 
+// A session that is to end with the browser stays one where others are persistent.
+func TestForgetMe(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{Cookie: session.Cookie{MaxAge: 3600}})
+		b := newBrowser()
+		b.edit(t, st, func(s *sessions.Session) { s.Values["x"] = 1; s.Options.MaxAge = 0 })
+		for range 2 { // as saved first, and as saved again
+			b.edit(t, st, func(s *sessions.Session) {
+				if s.Options.MaxAge != 0 {
+					t.Errorf("MaxAge = %d after a load; want the 0 it was saved with", s.Options.MaxAge)
+				}
+				s.Values["x"] = s.Values["x"].(int) + 1
+			})
+		}
+	})
+}
+
 // What is stored obeys a configuration that became stricter later.
 func TestShortenedDeadlines(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
