@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -17,6 +18,8 @@ type Cluster struct {
 	t        testing.TB
 	Masters  []*Server
 	Replicas []*Server // Replicas[i] follows Masters[i] at first; empty without replicas
+
+	handing sync.Mutex // held while a slot changes its owner
 }
 
 // Proxied puts a Proxy before the server, Server.Proxy. A cluster's nodes then
@@ -245,13 +248,56 @@ func (c *Cluster) MigrateSlot(ctx context.Context, slot int, to *Server, during 
 			return err
 		}
 	}
+	return c.handOver(ctx, slot, from, to, dstID)
+}
+
+// handOver tells the masters whose a slot is now. One slot at a time, and only when all
+// know of the last: a master whose claim is newer than the new owner's, since it has just
+// got another slot, would win this one back, and the new owner would delete its keys.
+func (c *Cluster) handOver(ctx context.Context, slot int, from, to *Server, id string) error {
+	c.handing.Lock()
+	defer c.handing.Unlock()
+	if err := c.agree(ctx); err != nil {
+		return err
+	}
 	for _, s := range append([]*Server{to, from}, c.Masters...) { // the new owner first, lest nobody is
 		rdb := newSetupClient(s)
-		err := rdb.Do(ctx, "cluster", "setslot", slot, "node", dstID).Err()
+		err := rdb.Do(ctx, "cluster", "setslot", slot, "node", id).Err()
 		rdb.Close()
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// agree waits until all masters that answer are in the same epoch.
+func (c *Cluster) agree(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the masters don't agree about the epoch"))
+	defer cancel()
+	for {
+		epochs := map[string]bool{}
+		for _, s := range c.Masters {
+			rdb := newSetupClient(s)
+			info, err := rdb.ClusterInfo(ctx).Result()
+			rdb.Close()
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if err != nil {
+				continue
+			}
+			_, epoch, _ := strings.Cut(info, "cluster_current_epoch:")
+			epoch, _, _ = strings.Cut(epoch, "\r")
+			epochs[epoch] = true
+		}
+		if len(epochs) <= 1 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }

@@ -1,7 +1,9 @@
 package redistest_test
 
 import (
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -75,6 +77,39 @@ func TestClusterMovesASlot(t *testing.T) {
 			t.Errorf("GET %s after MigrateSlot = %q; want v", key, got)
 		}
 	}
+}
+
+// Masters whose epochs collide take slots back, and the other one deletes the keys.
+func TestClusterMovesSlotsSideBySide(t *testing.T) {
+	t.Parallel()
+	c := redistest.StartCluster(t, 2, false)
+	rdb := c.Client()
+	var moves sync.WaitGroup
+	for i := range 6 {
+		key := fmt.Sprintf("{%d}", i)
+		slot := int(rdb.ClusterKeySlot(ctx, key).Val())
+		moves.Go(func() {
+			for n := range 4 {
+				key := fmt.Sprintf("%s%d", key, n)
+				to := c.Masters[0]
+				if from, err := c.Owner(ctx, slot); err != nil || from == to {
+					to = c.Masters[1]
+				}
+				err := c.MigrateSlot(ctx, slot, to, func() {
+					if err := rdb.Set(ctx, key, "v", 0).Err(); err != nil {
+						t.Errorf("SET while the slot moves: %v", err)
+					}
+				})
+				if err != nil {
+					t.Errorf("MigrateSlot = %v", err)
+				}
+				if got := rdb.Get(ctx, key).Val(); got != "v" {
+					t.Errorf("GET %s after MigrateSlot = %q; want v", key, got)
+				}
+			}
+		})
+	}
+	moves.Wait()
 }
 
 // A lost reply on a cluster executes a command again even without retries, since
