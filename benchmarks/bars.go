@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 )
 
 // A bar is what redporch promises beside another subject, or by itself.
@@ -39,6 +40,13 @@ var bars = []bar{
 	{op: "cache-local", callers: 64, text: "ns", figure: func(r, _ result) float64 { return r.NsPerOp }, most: 200},
 	{op: "cache-local", callers: 64, text: "allocations", figure: func(r, _ result) float64 { return r.Allocs }},
 	{op: "chain", callers: 64, text: "times as fast as the peers' stack", against: "stack", figure: faster, least: 3},
+}
+
+// barred reports whether a bar is about what a subject does.
+func barred(opName, subject string, callers int) bool {
+	return slices.ContainsFunc(bars, func(b bar) bool {
+		return b.op == opName && b.callers == callers && (subject == "redporch" || subject == b.against)
+	})
 }
 
 // writeBars says which bars the results meet. Those that were not measured are

@@ -382,3 +382,25 @@ func Benchmark(b *testing.B) {
 		})
 	}
 }
+
+// Where time is short, most of it goes to what the bars are about.
+func TestPlanWeighsSubjects(t *testing.T) {
+	for _, c := range []struct {
+		plan        plan
+		op, subject string
+		callers     int
+		want        float64
+	}{
+		{fullPlan, "session-load", "boj", 64, 1},
+		{quickPlan, "session-load", "redporch", 64, 1},
+		{quickPlan, "session-load", "redisstore", 64, 1},
+		{quickPlan, "session-load", "redisstore", 1, 0.25},
+		{quickPlan, "session-load", "raw-direct", 1, 1},
+		{quickPlan, "session-load", "boj", 64, 0.25},
+		{quickPlan, "session-save", "redporch", 1, 0.25},
+	} {
+		if got := c.plan.weight(c.op, c.subject, c.callers); got != c.want {
+			t.Errorf("weight of %s, %d callers, %s = %v; want %v", c.op, c.callers, c.subject, got, c.want)
+		}
+	}
+}

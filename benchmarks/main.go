@@ -189,9 +189,17 @@ func measureAll(ctx context.Context, selected []op, levels []int, p plan, progre
 	}
 	m = describe(st.version)
 	start := time.Now()
-	cells := 0 // subjects by levels that are still to be measured
+	cost := func(o op, callers int) (n float64) {
+		for _, s := range o.subjects {
+			n += p.weight(o.name, s.name, callers)
+		}
+		return n
+	}
+	ahead := 0.0 // what is still to be measured, in slices a round
 	for _, o := range selected {
-		cells += len(o.subjects) * len(levels)
+		for _, callers := range levels {
+			ahead += cost(o, callers)
+		}
 	}
 	var failures []error
 	for _, o := range selected {
@@ -217,9 +225,9 @@ func measureAll(ctx context.Context, selected []op, levels []int, p plan, progre
 			if p.total > 0 {
 				// A sixth is kept for setting up and counting.
 				left := max(p.total-time.Since(start), time.Millisecond)
-				share.total = left * time.Duration(len(subjects)) / time.Duration(cells) * 5 / 6
+				share.total = time.Duration(float64(left) * cost(o, callers) / ahead * 5 / 6)
 			}
-			cells -= len(o.subjects)
+			ahead -= cost(o, callers)
 			rs, errs := h.measure(ctx, o.name, subjects, callers, share)
 			for _, err := range errs {
 				failures = append(failures, err)

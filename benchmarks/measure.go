@@ -13,6 +13,7 @@ import (
 // plan says how long to measure.
 type plan struct {
 	slices int           // for each subject
+	thin   int           // subjects that no bar is about get one slice in so many; 0: all
 	warm   time.Duration // at the start of each slice, not counted
 	length time.Duration // of the counted part
 	total  time.Duration // of the whole run; when it is short there are fewer slices. 0: no bound
@@ -21,9 +22,20 @@ type plan struct {
 // leastSlices are made however little time is left.
 const leastSlices = 3
 
+// inProcess is of how many calls one is timed if they ask nobody.
+const inProcess = 64
+
+// weight is the share of the rounds that a subject takes part in.
+func (p plan) weight(opName, subject string, callers int) float64 {
+	if p.thin == 0 || barred(opName, subject, callers) {
+		return 1
+	}
+	return 1 / float64(p.thin)
+}
+
 var (
 	fullPlan  = plan{slices: 11, warm: 15 * time.Millisecond, length: 85 * time.Millisecond}
-	quickPlan = plan{slices: 11, warm: 5 * time.Millisecond, length: 27 * time.Millisecond, total: 42 * time.Second}
+	quickPlan = plan{slices: 44, thin: 4, warm: 5 * time.Millisecond, length: 27 * time.Millisecond, total: 42 * time.Second}
 )
 
 // result is one line of the output. Fields without a JSON name are for the table
@@ -61,6 +73,7 @@ var errNothingWorked = errors.New("no call succeeded")
 func (h *harness) measure(ctx context.Context, opName string, subjects []*running, callers int, p plan) (results []result, errs []error) {
 	type state struct {
 		dead      bool
+		every     int // it takes part in every so manieth round
 		callers   []*caller
 		ns        []float64
 		latencies []time.Duration
@@ -75,6 +88,7 @@ func (h *harness) measure(ctx context.Context, opName string, subjects []*runnin
 	}
 	for i, s := range subjects {
 		states[i].callers = newCallers(callers)
+		states[i].every = int(1 / p.weight(opName, s.name, callers))
 		// Fills pools and caches, and finds out how often to look at the clock.
 		first := timedSlice(s.body.do, states[i].callers, 0, p.warm)
 		if first.ops == 0 && first.failed > 0 {
@@ -82,20 +96,23 @@ func (h *harness) measure(ctx context.Context, opName string, subjects []*runnin
 			continue
 		}
 		each := first.elapsed * time.Duration(min(callers, runtime.GOMAXPROCS(0))) / time.Duration(max(first.ops, 1))
-		if each < 3*time.Microsecond {
-			for _, c := range states[i].callers {
-				c.every = 64
+		for _, c := range states[i].callers {
+			switch { // both readings of the clock take a tenth of a microsecond
+			case each < 3*time.Microsecond:
+				c.every = inProcess
+			case each < 30*time.Microsecond:
+				c.every = 8
 			}
 		}
 	}
 	for round := range p.slices {
-		if p.total > 0 && round >= leastSlices && time.Since(start) > p.total {
+		if p.total > 0 && round >= leastSlices*max(p.thin, 1) && time.Since(start) > p.total {
 			break
 		}
 		for k := range subjects {
 			i := (k + round) % len(subjects) // nobody always follows the same neighbour
 			st := &states[i]
-			if st.dead || ctx.Err() != nil {
+			if st.dead || round%st.every != 0 || ctx.Err() != nil {
 				continue
 			}
 			runtime.GC() // the neighbour's garbage is not this subject's
@@ -141,7 +158,7 @@ func (h *harness) measure(ctx context.Context, opName string, subjects []*runnin
 // counting those costs something as well.
 func (h *harness) account(ctx context.Context, b body, callers []*caller, n int) (r result, err error) {
 	n = max(n, len(callers))
-	if callers[0].every > 1 {
+	if callers[0].every == inProcess {
 		n = max(n, 200_000) // quick ones are many, so that a stray allocation is none of theirs
 	}
 	var mem [2]runtime.MemStats
