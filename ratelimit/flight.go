@@ -2,7 +2,6 @@ package ratelimit
 
 import (
 	"context"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -12,51 +11,51 @@ import (
 )
 
 // Group commit: calls that come while Redis is busy with earlier ones gather in
-// the next flight, which leaves as soon as one has landed. No timer holds a call
-// back. Calls on the same key run the script once, with their costs in order of
-// arrival; see decide.go for what a flight sends.
-
-const (
-	// maxFlying flights of a lane may be in the air: Redis works on one while the
-	// replies of the other are handed out.
-	maxFlying = 2
-	// maxFlight bounds the calls of a flight, minSeats calls share one however few
-	// there are.
-	maxFlight = 4096
-	minSeats  = 8
-)
+// the next flight, which leaves when roundtrip.Departures says so. Calls on the same key
+// run the script once, with their costs in order of arrival; see decide.go for what a
+// flight sends.
 
 // lane carries the calls of one server, or of one slot of a cluster, where
 // flights of different slots are joined by the Conn for each master.
 type lane struct {
-	mu      sync.Mutex
-	waiting []*flight // the first leaves next
-	flying  int
-	room    int          // for the calls of the next flight: what the largest of late took
-	callers atomic.Int64 // in flights, waiting or in the air
+	mu         sync.Mutex
+	waiting    []*flight // the first leaves next
+	departures roundtrip.Departures
+	room       int          // for the calls of the next flight: what the largest of late took
+	callers    atomic.Int64 // in flights, waiting or in the air
 
 	apartUntil atomic.Int64 // nanoseconds after base, see apart.go; 0: not
 }
 
-// seats is how many calls a flight takes: half of those that are under way, so that
-// Redis works on one half while this process works on the other.
-func (ln *lane) seats() int { return min(max(minSeats, int(ln.callers.Load()+1)/2), maxFlight) }
+func (c *core) newLane() *lane {
+	ln := new(lane)
+	ln.departures.Late = func() { c.late(ln) }
+	return ln
+}
 
 // lanes finds the lane of a key.
 type lanes struct {
-	one    lane
+	one    *lane
 	bySlot *[16384]atomic.Pointer[lane] // of a cluster
 }
 
-func (l *lanes) of(base string) *lane {
-	if l.bySlot == nil {
-		return &l.one
+func (c *core) newLanes() {
+	if c.conn.IsCluster() {
+		c.lanes.bySlot = new([16384]atomic.Pointer[lane])
+	} else {
+		c.lanes.one = c.newLane()
 	}
-	p := &l.bySlot[roundtrip.Slot(base)]
+}
+
+func (c *core) lane(base string) *lane {
+	if c.lanes.one != nil {
+		return c.lanes.one
+	}
+	p := &c.lanes.bySlot[roundtrip.Slot(base)]
 	if ln := p.Load(); ln != nil {
 		return ln
 	}
-	p.CompareAndSwap(nil, new(lane))
+	p.CompareAndSwap(nil, c.newLane())
 	return p.Load()
 }
 
@@ -90,7 +89,7 @@ type flight struct {
 // error is non-nil if the caller stopped waiting; took reports whether the call
 // may have been sent by then.
 func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool, err error) {
-	ln := c.lanes.of(cl.base)
+	ln := c.lane(cl.base)
 	if ln.apart(cl.set) {
 		return nil, 0, false, errApart
 	}
@@ -99,25 +98,19 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 		c.send(ctx, f)
 		return f, 0, true, nil
 	}
-	ln.callers.Add(1)
+	seats := roundtrip.Seats(ln.callers.Add(1))
 	defer ln.callers.Add(-1)
 	ln.mu.Lock()
-	if len(ln.waiting) == 0 && ln.flying < maxFlying {
+	if len(ln.waiting) == 0 && ln.departures.Alone(seats) {
 		// Nobody to share with: the caller flies itself.
-		ln.flying++
 		ln.mu.Unlock()
 		f = &flight{calls: []call{cl}}
 		c.send(ctx, f)
-		ln.mu.Lock()
-		if len(ln.waiting) > 0 {
-			go c.pilot(ln)
-		} else {
-			ln.flying--
+		if next, after := ln.landed(f); next != roundtrip.Stay {
+			go c.pilot(ln, after)
 		}
-		ln.mu.Unlock()
 		return f, 0, true, nil
 	}
-	seats := ln.seats()
 	if i := slices.IndexFunc(ln.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
 		f = ln.waiting[i]
 	} else {
@@ -128,7 +121,15 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 	}
 	seat = len(f.calls)
 	f.calls = append(f.calls, cl)
+	next := ln.departures.Boarded(len(ln.waiting[0].calls), seats)
+	var leaves *flight
+	if next == roundtrip.TakeOff {
+		leaves = ln.takeOff()
+	}
 	ln.mu.Unlock()
+	if next != roundtrip.Stay {
+		go c.pilot(ln, leaves)
+	}
 
 	// Its first call's time bounds a flight, and the Conn ends it by then. So callers
 	// have no timers of their own.
@@ -164,42 +165,67 @@ func (c *core) leave(ctx context.Context, ln *lane, f *flight, seat int) (_ *fli
 	return f, seat, took, ctx.Err()
 }
 
-// pilot sends flights until nobody waits.
-func (c *core) pilot(ln *lane) {
-	for {
-		ln.gather()
-		ln.mu.Lock()
-		if len(ln.waiting) == 0 {
-			ln.flying--
-			ln.mu.Unlock()
-			return
-		}
-		f := ln.waiting[0]
-		ln.waiting = slices.Delete(ln.waiting, 0, 1)
-		f.inAir = true
-		ln.room = max(len(f.calls), ln.room*31/32)
-		ln.mu.Unlock()
-		c.send(context.Background(), f)
-		close(f.landed)
+// aboard is for Departures.
+func (ln *lane) aboard() (calls, seats int) {
+	if len(ln.waiting) > 0 {
+		calls = len(ln.waiting[0].calls)
+	}
+	return calls, roundtrip.Seats(ln.callers.Load())
+}
+
+// takeOff takes the next flight out of those that wait.
+func (ln *lane) takeOff() *flight {
+	f := ln.waiting[0]
+	ln.waiting = slices.Delete(ln.waiting, 0, 1)
+	f.inAir = true
+	ln.room = max(len(f.calls), ln.room*31/32)
+	return f
+}
+
+// landed is called when a flight has landed, and returns what leaves now.
+func (ln *lane) landed(f *flight) (roundtrip.Next, *flight) {
+	took := time.Since(f.sent)
+	ln.mu.Lock()
+	defer ln.mu.Unlock()
+	calls, seats := ln.aboard()
+	next := ln.departures.Landed(len(f.calls), took, calls, seats)
+	if next == roundtrip.TakeOff {
+		return next, ln.takeOff()
+	}
+	return next, nil
+}
+
+// late sends a flight that has waited too long for more calls.
+func (c *core) late(ln *lane) {
+	ln.mu.Lock()
+	calls, _ := ln.aboard()
+	var f *flight
+	if ln.departures.StayedLate(calls) == roundtrip.TakeOff {
+		f = ln.takeOff()
+	}
+	ln.mu.Unlock()
+	if f != nil {
+		c.pilot(ln, f)
 	}
 }
 
-// gather lets the callers that the last flight woke come back with their next
-// call. It yields while calls keep coming and never sleeps.
-func (ln *lane) gather() {
-	seen := -1
-	for range 5 {
-		ln.mu.Lock()
-		n := 0
-		if len(ln.waiting) > 0 {
-			n = len(ln.waiting[0].calls)
+// pilot sends f, or what gathers if it is nil, and what is to leave when that has landed.
+func (c *core) pilot(ln *lane, f *flight) {
+	for {
+		if f == nil {
+			if ln.departures.Gather(&ln.mu, ln.aboard) == roundtrip.TakeOff {
+				f = ln.takeOff()
+			}
+			ln.mu.Unlock()
+			if f == nil {
+				return
+			}
 		}
-		full := n >= ln.seats()
-		ln.mu.Unlock()
-		if n == seen || full {
+		c.send(context.Background(), f)
+		close(f.landed)
+		var next roundtrip.Next
+		if next, f = ln.landed(f); next == roundtrip.Stay {
 			return
 		}
-		seen = n
-		runtime.Gosched()
 	}
 }

@@ -79,9 +79,7 @@ func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, e
 	if !cfg.NoDenialCache {
 		c.denied = newDenials(cfg.DenialCacheSize, cfg.MaxStale)
 	}
-	if conn.IsCluster() {
-		c.lanes.bySlot = new([16384]atomic.Pointer[lane])
-	}
+	c.newLanes()
 	return &Limiter{core: c, set: c.newSet(policies)}, nil
 }
 

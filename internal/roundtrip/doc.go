@@ -10,7 +10,7 @@
 //     network swallows packets.
 //   - Coalescing. While few calls are in flight each travels alone, which is the
 //     quickest way for a single caller. Beyond that, calls that wait for the
-//     same server leave together as one pipeline (a flight, see flight.go), which
+//     same server leave together as one pipeline (a flight, see departures.go), which
 //     costs one write and one read for all of them. Calls of an [EachCmd] even share
 //     one run of its script.
 //   - At most once. A command marked with [ScriptCmd.Once] is never sent a second

@@ -20,6 +20,8 @@ type engine struct {
 	rdb      redis.UniversalClient // as given
 	cluster  *redis.ClusterClient  // nil unless rdb is one
 	bounded  bool                  // our calls' sockets obey context deadlines
+	yields   bool                  // the core when a flight has been sent, see yield.go
+	keep     atomic.Int64          // until when the core is not yielded, nanoseconds after base
 	inflight atomic.Int64
 	longest  atomic.Int64 // of the timeouts of the Conns
 	lanes    *lanePair    // of a single server; of a cluster whose topology is unknown yet
@@ -44,8 +46,9 @@ type lanePair struct {
 
 func (e *engine) newPair() *lanePair {
 	p := new(lanePair)
-	p.repeatable.eng, p.once.eng, p.replicated.eng = e, e, e
-	p.repeatable.brk, p.once.brk, p.replicated.brk = &p.breaker, &p.breaker, &p.breaker
+	for _, l := range []*lane{&p.repeatable, &p.once, &p.replicated} {
+		l.eng, l.brk, l.departures.Late = e, &p.breaker, l.late
+	}
 	p.replicated.waits = true
 	return p
 }
@@ -123,6 +126,7 @@ func newEngine(rdb redis.UniversalClient) *engine {
 	switch c := rdb.(type) {
 	case *redis.Client:
 		e.bounded = true
+		e.yields = canYield && isLocal(c.Options())
 		c.AddHook(newView(c, e))
 	case *redis.ClusterClient:
 		e.cluster = c
@@ -196,6 +200,7 @@ func (e *engine) exec(ctx context.Context, l *lane, cmds []redis.Cmder, caller c
 
 func (e *engine) process(ctx context.Context, cmds []redis.Cmder) {
 	ctx = ours{ctx}
+	e.yieldSoon()
 	if len(cmds) == 1 {
 		// The error is on the command as well, but not if a hook returned one.
 		if err := e.rdb.Process(ctx, cmds[0]); err != nil && cmds[0].Err() == nil {

@@ -28,14 +28,14 @@ func TestLateLeaveAfterLanding(t *testing.T) {
 		}
 		for settled := false; !settled; time.Sleep(time.Microsecond) {
 			l.mu.Lock()
-			settled = l.flying == 0
+			settled = l.departures.flying == 0
 			l.mu.Unlock()
 		}
 		if !l.leave(p.seat.flight, p.seat.at, true) {
 			t.Fatal("leave = false; want that the call had left")
 		}
 		l.mu.Lock()
-		flying := l.flying
+		flying := l.departures.flying
 		l.mu.Unlock()
 		if n := l.overdue.Load(); n != 0 || flying != 0 {
 			t.Fatalf("overdue = %d, flying = %d; want none", n, flying)
@@ -60,8 +60,8 @@ func TestStartCounts(t *testing.T) {
 		} {
 			p := c.Start("set", redis.NewStatusCmd(t.Context(), "set", "k", "v"))
 			end(&p)
-			if n := c.eng.inflight.Load(); n != 0 {
-				t.Errorf("%+v: %d calls under way; want none", cfg, n)
+			if n, seated := c.eng.inflight.Load(), c.eng.lanes.repeatable.callers.Load(); n != 0 || seated != 0 {
+				t.Errorf("%+v: %d calls under way, %d with a seat; want none", cfg, n, seated)
 			}
 		}
 	}

@@ -38,7 +38,7 @@ func (c *Conn) Start(op string, cmds ...redis.Cmder) Pending {
 		p.err = &Error{Package: c.cfg.Name, Op: op, Kind: ErrUnavailable, Err: errCrowded}
 	default:
 		c.eng.inflight.Add(1)
-		p.seat = c.board(l, cmds, time.Time{})
+		p.seat = c.board(l, passenger{cmds: cmds, absent: true}, time.Time{})
 	}
 	return p
 }
@@ -62,7 +62,7 @@ func (p *Pending) Wait(ctx context.Context) error {
 }
 
 func (p *Pending) land(ctx context.Context) error {
-	defer p.conn.eng.inflight.Add(-1)
+	defer p.out(p.claim())
 	select {
 	case <-p.seat.flight.landed: // also if the time is over by now
 		return nil
@@ -82,6 +82,30 @@ func (p *Pending) land(ctx context.Context) error {
 func (p *Pending) Drop() {
 	if p.seat.flight != nil {
 		p.seat.lane.leave(p.seat.flight, p.seat.at, false)
-		p.conn.eng.inflight.Add(-1)
+		p.out(p.claim())
 	}
+}
+
+// claim reports whether the call is still counted among those of its lane, and that it
+// is for the caller to count it out. A flight counts out the calls that nobody waits for
+// when it has landed: it may take long until somebody does, and flights would wait for
+// them to come again.
+func (p *Pending) claim() bool {
+	l, f := p.seat.lane, p.seat.flight
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f.state == over || !f.calls[p.seat.at].absent {
+		return false
+	}
+	f.calls[p.seat.at].absent = false
+	f.absent--
+	return true
+}
+
+// out counts the call out.
+func (p *Pending) out(claimed bool) {
+	if claimed {
+		p.seat.lane.callers.Add(-1)
+	}
+	p.conn.eng.inflight.Add(-1)
 }

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package roundtrip
+
+const canYield = false
+
+func yield() {}
