@@ -162,16 +162,22 @@ func (st *Store) writeCookie(w http.ResponseWriter, name, value string, o *sessi
 		return false
 	}
 	h := w.Header()
-	lines := h["Set-Cookie"]
-	kept := lines[:0:0]
-	for _, l := range lines {
-		if n, _, _ := strings.Cut(l, "="); n != name {
-			kept = append(kept, l)
+	values := new([2]string) // of both headers, in one allocation
+	values[0] = line
+	if before := h["Set-Cookie"]; len(before) == 0 {
+		h["Set-Cookie"] = values[:1:1]
+	} else {
+		kept := make([]string, 0, len(before)+1)
+		for _, l := range before {
+			if n, _, _ := strings.Cut(l, "="); n != name {
+				kept = append(kept, l)
+			}
 		}
+		h["Set-Cookie"] = append(kept, line)
 	}
-	h["Set-Cookie"] = append(kept, line)
 	if h.Get("Cache-Control") == "" {
-		h.Set("Cache-Control", "no-store") // a cache must not hand it to others
+		values[1] = "no-store" // a cache must not hand it to others
+		h["Cache-Control"] = values[1:]
 	}
 	return true
 }

@@ -101,11 +101,11 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		entered = user
 	}
 	var reply saveReply
-	if left, ok := st.lasts(x, opts); ok && kind != saveAnew && x.bind == nil && len(args.expect) == 0 {
+	if left, at, ok := st.lasts(x, opts); ok && kind != saveAnew && x.bind == nil && len(args.expect) == 0 {
 		var found bool
 		found, err = st.runChange(ctx, opName(kind), tok.key, &args)
 		if found {
-			reply = saveReply{status: replyDone, created: x.meta.created, absolute: x.meta.absolute, ttl: left}
+			reply = saveReply{status: replyDone, created: x.meta.created, absolute: x.meta.absolute, ttl: left, at: at}
 		}
 	} else {
 		reply, err = st.runIndexed(ctx, opName(kind), tok, x.tok.key, &args, entered)
@@ -135,15 +135,15 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 }
 
 // lasts reports whether a loaded session needs no prolonging yet, by the throttle
-// that a load obeys too, and how much is left of it.
-func (st *Store) lasts(x *state, opts sessions.Options) (left time.Duration, ok bool) {
+// that a load obeys too, and how much is left of it at which time.
+func (st *Store) lasts(x *state, opts sessions.Options) (left time.Duration, at time.Time, ok bool) {
 	if x.meta.idle <= 0 || x.ttl <= 0 || opts.MaxAge != x.was.MaxAge {
-		return 0, false
+		return 0, at, false
 	}
-	at := now()
+	at = now()
 	left = x.ttl - at.Sub(x.at)
 	expired, due := st.standing(x.meta, left, at)
-	return left, left > 0 && !expired && !due
+	return left, at, left > 0 && !expired && !due
 }
 
 func opName(kind saveKind) string {
@@ -253,7 +253,9 @@ func (x *state) done(s *sessions.Session, opts sessions.Options, c *changes, rep
 
 // took notes the times that save.lua answered with.
 func (x *state) took(reply saveReply) {
-	x.at = now()
+	if x.at = reply.at; x.at.IsZero() {
+		x.at = now()
+	}
 	x.meta.created, x.meta.absolute, x.ttl = reply.created, reply.absolute, reply.ttl
 }
 

@@ -70,6 +70,7 @@ type saveReply struct {
 	status            int64
 	created, absolute int64 // as in meta
 	ttl               time.Duration
+	at                time.Time // of ttl; zero: now
 }
 
 func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.ScriptCmd {
