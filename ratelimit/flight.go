@@ -21,6 +21,7 @@ type lane struct {
 	mu         sync.Mutex
 	waiting    []*flight // the first leaves next
 	departures roundtrip.Departures
+	pilots     roundtrip.Pilots[*flight]
 	room       int          // for the calls of the next flight: what the largest of late took
 	callers    atomic.Int64 // in flights, waiting or in the air
 
@@ -30,6 +31,7 @@ type lane struct {
 func (c *core) newLane() *lane {
 	ln := new(lane)
 	ln.departures.Late = func() { c.late(ln) }
+	ln.pilots = roundtrip.NewPilots(func(f *flight) { c.pilot(ln, f) })
 	return ln
 }
 
@@ -107,7 +109,7 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 		f = &flight{calls: []call{cl}}
 		c.send(ctx, f)
 		if next, after := ln.landed(f); next != roundtrip.Stay {
-			go c.pilot(ln, after)
+			ln.pilots.Call(after)
 		}
 		return f, 0, true, nil
 	}
@@ -128,7 +130,7 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 	}
 	ln.mu.Unlock()
 	if next != roundtrip.Stay {
-		go c.pilot(ln, leaves)
+		ln.pilots.Call(leaves)
 	}
 
 	// Its first call's time bounds a flight, and the Conn ends it by then. So callers
@@ -209,23 +211,28 @@ func (c *core) late(ln *lane) {
 	}
 }
 
-// pilot sends f, or what gathers if it is nil, and what is to leave when that has landed.
+// pilot sends f, or what gathers if it is nil, and what is to leave after that.
 func (c *core) pilot(ln *lane, f *flight) {
-	for {
+	for called := true; called; f, called = ln.pilots.Rest() {
 		if f == nil {
-			if ln.departures.Gather(&ln.mu, ln.aboard) == roundtrip.TakeOff {
-				f = ln.takeOff()
-			}
-			ln.mu.Unlock()
-			if f == nil {
-				return
-			}
+			f = ln.gather()
 		}
-		c.send(context.Background(), f)
-		close(f.landed)
-		var next roundtrip.Next
-		if next, f = ln.landed(f); next == roundtrip.Stay {
-			return
+		for f != nil {
+			c.send(context.Background(), f)
+			close(f.landed)
+			next, leaves := ln.landed(f)
+			if f = leaves; next == roundtrip.Gather {
+				f = ln.gather()
+			}
 		}
 	}
+}
+
+// gather returns the flight that leaves when calls have gathered, or nil.
+func (ln *lane) gather() (f *flight) {
+	if ln.departures.Gather(&ln.mu, ln.aboard) == roundtrip.TakeOff {
+		f = ln.takeOff()
+	}
+	ln.mu.Unlock()
+	return f
 }

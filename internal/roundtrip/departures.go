@@ -159,3 +159,37 @@ func (d *Departures) watch() {
 		d.timer.Reset(patience)
 	}
 }
+
+// Pilots are the goroutines that send a lane's flights. One that has nothing to do rests
+// for a while, since a new one has to grow its stack first, which took 2 % of the time of
+// a session's load and save.
+type Pilots[F any] struct {
+	fly   func(F)
+	calls chan F
+}
+
+// NewPilots returns pilots that fly.
+func NewPilots[F any](fly func(F)) Pilots[F] { return Pilots[F]{fly, make(chan F)} }
+
+// Call gives f to a pilot that rests, or to a new one.
+func (p *Pilots[F]) Call(f F) {
+	select {
+	case p.calls <- f:
+	default:
+		go p.fly(f)
+	}
+}
+
+// Rest waits for a Call. It reports false if there was none for as long as patience.
+func (p *Pilots[F]) Rest() (f F, called bool) {
+	timer := timers.Get().(*time.Timer)
+	defer timers.Put(timer)
+	timer.Reset(patience)
+	defer timer.Stop()
+	select {
+	case f = <-p.calls:
+		return f, true
+	case <-timer.C:
+		return f, false
+	}
+}

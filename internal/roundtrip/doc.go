@@ -32,7 +32,7 @@
 // go-redis' client-side cache are refused too: both may return values older than
 // an acknowledged write.
 //
-// All methods are safe for concurrent use. A Conn owns no goroutine while no call
-// is in flight, so it needs no Close, and creating one is cheap: Conns made from
+// All methods are safe for concurrent use. A Conn owns no goroutine a few milliseconds
+// after its last call, so it needs no Close, and creating one is cheap: Conns made from
 // one client share flights and breaker.
 package roundtrip

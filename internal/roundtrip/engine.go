@@ -47,7 +47,7 @@ type lanePair struct {
 func (e *engine) newPair() *lanePair {
 	p := new(lanePair)
 	for _, l := range []*lane{&p.repeatable, &p.once, &p.replicated} {
-		l.eng, l.brk, l.departures.Late = e, &p.breaker, l.late
+		l.eng, l.brk, l.departures.Late, l.pilots = e, &p.breaker, l.late, NewPilots(l.fly)
 	}
 	p.replicated.waits = true
 	return p

@@ -23,6 +23,7 @@ type lane struct {
 	mu         sync.Mutex
 	waiting    []*flight // gather calls; the first leaves next
 	departures Departures
+	pilots     Pilots[*flight]
 	last       int // calls of the last flight, as many as the next may have
 
 	callers atomic.Int64 // with a seat in a flight
@@ -110,7 +111,7 @@ func (c *Conn) board(l *lane, p passenger, by time.Time) seat {
 	}
 	l.mu.Unlock()
 	if next != Stay {
-		go l.fly(leaves)
+		l.pilots.Call(leaves)
 	}
 	return b
 }
@@ -184,7 +185,7 @@ func (l *lane) leave(f *flight, seat int, overdue bool) (tookOff bool) {
 			l.brk.report(true)
 			l.eng.nudge()
 			if next, leaves := l.landed(f, time.Hour); next != Stay {
-				go l.fly(leaves)
+				l.pilots.Call(leaves)
 			}
 		}
 	}
@@ -232,36 +233,47 @@ func (l *lane) late() {
 	}
 }
 
-// fly sends f, or what gathers if it is nil, and what is to leave when that has landed.
+// fly sends f, or what gathers if it is nil, and what is to leave after that.
 func (l *lane) fly(f *flight) {
-	for {
+	for called := true; called; f, called = l.pilots.Rest() {
 		if f == nil {
-			if l.departures.Gather(&l.mu, l.aboard) == TakeOff {
-				f = l.takeOff()
-			}
-			l.mu.Unlock()
-			if f == nil {
-				return
-			}
+			f = l.gather()
 		}
-		start := time.Now()
-		l.send(f)
-		took := time.Since(start)
-		l.mu.Lock()
-		overdue := f.state == givenUp
-		f.state = over           // a passenger may be late, and must not give up on it any more
-		l.callers.Add(-f.absent) // who knows when they come
-		next := Stay
-		if overdue { // something else has taken its place
-			l.overdue.Add(-1)
-		} else {
-			next, f = l.landed(f, took)
-		}
-		l.mu.Unlock()
-		if next == Stay {
-			return
+		for f != nil {
+			start := time.Now()
+			l.send(f)
+			f = l.over(f, time.Since(start))
 		}
 	}
+}
+
+// gather returns the flight that leaves when calls have gathered, or nil.
+func (l *lane) gather() (f *flight) {
+	if l.departures.Gather(&l.mu, l.aboard) == TakeOff {
+		f = l.takeOff()
+	}
+	l.mu.Unlock()
+	return f
+}
+
+// over settles a flight that took so long, and returns the one that its pilot sends next,
+// if there is one.
+func (l *lane) over(f *flight, took time.Duration) *flight {
+	l.mu.Lock()
+	overdue := f.state == givenUp
+	f.state = over           // a passenger may be late, and must not give up on it any more
+	l.callers.Add(-f.absent) // who knows when they come
+	if overdue {             // something else has taken its place
+		l.mu.Unlock()
+		l.overdue.Add(-1)
+		return nil
+	}
+	next, leaves := l.landed(f, took)
+	l.mu.Unlock()
+	if next == Gather {
+		return l.gather()
+	}
+	return leaves
 }
 
 // send carries a flight's commands to the server and tells their callers.
