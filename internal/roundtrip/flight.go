@@ -109,9 +109,12 @@ func (c *Conn) board(l *lane, p passenger, by time.Time) seat {
 	if next == TakeOff {
 		leaves = l.takeOff()
 	}
+	sent := l.departures.flying > 0
 	l.mu.Unlock()
 	if next != Stay {
 		l.pilots.Call(leaves)
+	} else if sent {
+		l.eng.yieldSeat(b.at)
 	}
 	return b
 }

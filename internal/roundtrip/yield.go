@@ -13,9 +13,15 @@ import (
 // the process has run out of work; and then the process waits for the server. Yielding
 // the core when a flight has been sent lets both work side by side: at 64 callers on two
 // cores session loads took 0.86 of the time, saves 0.82, decisions about 1,024 keys 0.87.
-// Where no thread waits for the core it costs half a microsecond a flight.
+// Where no thread waits for the core it costs half a microsecond.
+//
+// The server may wait for the core of another thread than the one that sent the flight.
+// So some of the calls that take a seat meanwhile yield theirs as well, which took 0.86
+// to 0.95 of the time for the chain of limit, session and cache, and for loads.
 
 const (
+	// yieldSeats is of how many seats in a flight one yields.
+	yieldSeats = 4
 	// maxYield is more than a server needs for a flight. Whoever keeps the core for longer
 	// is somebody else, who would get a slice for each flight.
 	maxYield = time.Millisecond
@@ -29,6 +35,14 @@ func (e *engine) yieldSoon() {
 	// when it has written and waits for the reply.
 	if e.yields && e.inflight.Load() > 1 {
 		go e.yield(yield)
+	}
+}
+
+// yieldSeat yields the core for some of the calls that take a seat while a flight is in
+// the air.
+func (e *engine) yieldSeat(at int) {
+	if e.yields && at%yieldSeats == yieldSeats-1 {
+		e.yield(yield)
 	}
 }
 
