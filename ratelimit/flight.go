@@ -100,9 +100,9 @@ func (c *core) fly(ctx context.Context, cl call) (f *flight, seat int, took bool
 		c.send(ctx, f)
 		return f, 0, true, nil
 	}
-	seats := roundtrip.Seats(ln.callers.Add(1))
 	defer ln.callers.Add(-1)
 	ln.mu.Lock()
+	seats := roundtrip.Seats(ln.callers.Add(1)) // with the lock, as an older number would open flights for few
 	if len(ln.waiting) == 0 && ln.departures.Alone(seats) {
 		// Nobody to share with: the caller flies itself.
 		ln.mu.Unlock()

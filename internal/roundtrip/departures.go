@@ -25,8 +25,8 @@ type Departures struct {
 	Late func()
 
 	flying    int       // flights in the air
-	crowded   bool      // the last one carried many calls for the time it took
 	tookOff   time.Time // when the last of them did
+	crowded   bool      // the last that landed carried many calls for the time it took
 	gathering bool      // somebody is in Gather, or about to be
 	watched   bool      // the timer is running
 	timer     *time.Timer
@@ -37,7 +37,8 @@ const (
 	maxFlying = 2
 	// maxFlight bounds the calls of a flight, so that Redis serves others in between.
 	maxFlight = 1024
-	patience  = time.Millisecond
+	// patience bounds the time that a flight waits for more calls, and a pilot for a flight.
+	patience = time.Millisecond
 	// crowd is the time a call has in a flight that is taken for crowded. With fewer calls
 	// than that, the time is the network's and goes by whether they share a flight or not.
 	crowd = 40 * time.Microsecond

@@ -85,8 +85,8 @@ type seat struct {
 
 // board gives a call a seat in the lane's next flight, which leaves by itself.
 func (c *Conn) board(l *lane, p passenger, by time.Time) seat {
-	seats := Seats(l.callers.Add(1))
 	l.mu.Lock()
+	seats := Seats(l.callers.Add(1)) // with the lock, as an older number would open flights for few
 	var f *flight
 	if i := slices.IndexFunc(l.waiting, func(f *flight) bool { return len(f.calls) < seats }); i >= 0 {
 		f = l.waiting[i]
