@@ -2,6 +2,7 @@ package session
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	"github.com/gorilla/sessions"
@@ -27,5 +28,22 @@ func TestCookieLine(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// What others add to a header later stays out of the other one, though both were made
+// together.
+func TestCookieHeadersAreApart(t *testing.T) {
+	st := &Store{}
+	o := &sessions.Options{Path: "/"}
+	w := httptest.NewRecorder()
+	st.writeCookie(w, "sid", "v", o, 0)
+	w.Header().Add("Set-Cookie", "theirs=1")
+	if c := w.Header().Get("Cache-Control"); c != "no-store" {
+		t.Errorf("Cache-Control = %q after a cookie of somebody else; want no-store", c)
+	}
+	st.writeCookie(w, "sid", "w", o, 0)
+	if c := w.Header()["Set-Cookie"]; len(c) != 2 || c[0] != "theirs=1" || c[1] != "sid=w; Path=/" {
+		t.Errorf("Set-Cookie = %q; want theirs, and the last of ours", c)
 	}
 }

@@ -35,7 +35,8 @@ type Departures struct {
 const (
 	// maxFlying flights of a lane may be in the air.
 	maxFlying = 2
-	// maxFlight bounds the calls of a flight, so that Redis serves others in between.
+	// maxFlight bounds the calls of a flight and the commands of a pipeline, so that Redis
+	// serves others in between.
 	maxFlight = 1024
 	// patience bounds the time that a flight waits for more calls, and a pilot for a flight.
 	patience = time.Millisecond
@@ -44,7 +45,8 @@ const (
 	crowd = 40 * time.Microsecond
 )
 
-// Seats is how many calls a flight takes: half of those that are under way.
+// Seats is how many calls a flight takes: half of those that are under way, from 1 to
+// maxFlight.
 func Seats(callers int64) int { return int(min(max((callers+1)/2, 1), maxFlight)) }
 
 // Next is what is to be done about a lane's next flight.
