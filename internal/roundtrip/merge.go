@@ -8,10 +8,10 @@ import (
 )
 
 // EachCmd runs a script on one key. The script takes any number of keys, each with as
-// many arguments of its own as the others, and answers each with an integer: so calls
-// that share a flight to a single server run it once for all of them, in half of the
-// server's time. On a cluster, where keys of different slots can't meet, every call has
-// its own run.
+// many arguments of its own as the others, and answers each with an integer, or all with
+// one: so calls that share a flight to a single server run it once for all of them, in
+// half of the server's time. On a cluster, where keys of different slots can't meet, every
+// call has its own run.
 type EachCmd struct {
 	redis.IntSliceCmd
 	scripted
@@ -135,8 +135,12 @@ func (m *merger) settle() {
 		for i, e := range g.each {
 			run := g.runs[i/maxMerged]
 			err := run.Err()
-			if v := run.Val(); err == nil && i%maxMerged < len(v) {
-				e.merged, e.reply = true, v[i%maxMerged]
+			switch v, at := run.Val(), i%maxMerged; {
+			case err != nil:
+			case at < len(v):
+				e.merged, e.reply = true, v[at]
+			case len(v) == 1:
+				e.merged, e.reply = true, v[0]
 			}
 			e.SetErr(err)
 		}

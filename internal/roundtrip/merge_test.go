@@ -84,3 +84,47 @@ func TestEachMixed(t *testing.T) {
 		}
 	})
 }
+
+// one sets a value for each key, and answers all with one number, unless a value is "odd".
+var one = roundtrip.NewScript(`
+local odd
+for i = 1, #KEYS do
+  redis.call('SET', KEYS[i], ARGV[i])
+  if ARGV[i] == 'odd' then odd = i end
+end
+if not odd then return { 7 } end
+local out = {}
+for i = 1, #KEYS do out[i] = i == odd and 9 or 7 end
+return out
+`)
+
+// A script may answer all keys of a run with one number.
+func TestEachAnsweredTogether(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		c := newConn(t, rdb, roundtrip.Config{})
+		const n, calls = 64, 20
+		var failed atomic.Int64
+		count := redistest.Count(t, rdb, func() {
+			callers(n, calls, func(i int) {
+				value, want := "even", int64(7)
+				if i == 0 {
+					value, want = "odd", 9
+				}
+				cmd := one.Each(t.Context(), fmt.Sprint("k", i), 0, func(args []any) []any { return append(args, value) })
+				err := c.Do(t.Context(), "one", cmd)
+				if got, ok := cmd.Reply(); err != nil || !ok || got != want {
+					failed.Add(1)
+					t.Logf("caller %d: %d, %t, %v; want %d", i, got, ok, err, want)
+				}
+			})
+		})
+		if failed.Load() > 0 {
+			t.Fatalf("%d of %d calls failed", failed.Load(), n*calls)
+		}
+		if runs := count.By["evalsha"] + count.By["eval"]; runs > n*calls/2 {
+			if _, cluster := rdb.(*redis.ClusterClient); !cluster {
+				t.Errorf("%d runs for %d calls; want half as many at most", runs, n*calls)
+			}
+		}
+	})
+}
