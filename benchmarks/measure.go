@@ -156,11 +156,10 @@ func (h *harness) measure(ctx context.Context, opName string, subjects []*runnin
 // turn says which of n subjects is the k-th in a round. They change their order, and every
 // other round its direction, so that nobody always follows the same neighbour.
 func turn(round, k, n int) int {
-	i := (k + round/2) % n
 	if round%2 == 1 {
-		i = n - 1 - i
+		k = n - 1 - k
 	}
-	return i
+	return (k + round/2) % n
 }
 
 // account counts what about n calls cost, in slices of their own that begin and
