@@ -16,6 +16,8 @@ type caller struct {
 	w   nullWriter   // a body that answers a request answers into this
 	r   http.Request // and this is the request
 
+	header http.Header // of the request
+
 	every     int // of so many calls the time of one is taken
 	latencies []time.Duration
 	done      int // calls begun while counting
@@ -29,7 +31,7 @@ const maxSamples = 1 << 14
 func newCallers(n int) []*caller {
 	cs := make([]*caller, n)
 	for i := range cs {
-		cs[i] = &caller{id: i, rng: uint64(i+1) * 0x9E3779B97F4A7C15, every: 1, w: nullWriter{h: make(http.Header)}}
+		cs[i] = &caller{id: i, rng: uint64(i+1) * 0x9E3779B97F4A7C15, every: 1, w: nullWriter{h: make(http.Header)}, header: make(http.Header)}
 	}
 	return cs
 }

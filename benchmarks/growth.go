@@ -166,15 +166,12 @@ func growSessions(ctx context.Context, h *harness, most int, progress io.Writer)
 	before := 0
 	for _, n := range steps(most) {
 		fmt.Fprintf(progress, "%d sessions\n", n)
-		v := make([]*http.Request, known)
+		v := make([]visitor, known)
 		every := max(1, (n-before)/known)
 		took, err := fill(64, before, n, func(c *caller, i int) error {
 			cookie, err := createSession(store, c, i)
 			if k := (i - before) / every; err == nil && (i-before)%every == 0 && k < known {
-				var r visitors
-				if err = r.add(0, cookie); err == nil {
-					v[k] = r[0]
-				}
+				v[k], err = newVisitor(k, cookie)
 			}
 			return err
 		})
@@ -187,8 +184,7 @@ func growSessions(ctx context.Context, h *harness, most int, progress io.Writer)
 		}
 		have := min(known, (n-before+every-1)/every)
 		cells, err := h.at(ctx, "session-load", func(c *caller) error {
-			c.r = *v[c.pick(have)]
-			s, err := store.Get(&c.r, cookieName)
+			s, err := store.Get(v[c.pick(have)].request(c), cookieName)
 			if err == nil && (s.IsNew || s.Values["name"] != userName) {
 				err = errWrongSession
 			}

@@ -64,30 +64,45 @@ var sessionHandler = op{
 	},
 }
 
-// visitors are requests, one for each session, as the browsers would send them.
-type visitors [population]*http.Request
+// visitors are those whose sessions are stored. Only what differs from one to another is
+// kept, since thousands of requests would fill the caches of the cores, and the heap.
+type visitors [population]visitor
 
-func (v *visitors) add(i int, cookie string) error {
-	name, _, _ := strings.Cut(cookie, ";")
-	if name == "" {
-		return errors.New("no cookie was set")
-	}
-	r, err := http.NewRequest(http.MethodGet, "https://porch.example/profile", nil)
-	if err != nil {
-		return err
-	}
-	r.Header.Set("Cookie", name)
-	r.RemoteAddr = fmt.Sprintf("10.0.%d.%d:40000", i/256, i%256)
-	v[i] = r
-	return nil
+type visitor struct {
+	cookie [1]string // of the Cookie header
+	addr   string
 }
 
-// next returns a request of some visitor, and which one's. It is the caller's
+func (v *visitors) add(i int, cookie string) (err error) {
+	v[i], err = newVisitor(i, cookie)
+	return err
+}
+
+// newVisitor returns the visitor who got a Set-Cookie line.
+func newVisitor(i int, cookie string) (v visitor, err error) {
+	name, _, _ := strings.Cut(cookie, ";")
+	if name == "" {
+		return v, errors.New("no cookie was set")
+	}
+	return visitor{[1]string{name}, fmt.Sprintf("10.0.%d.%d:40000", i/256%256, i%256)}, nil
+}
+
+// visit is what all requests of visitors have in common.
+var visit, _ = http.NewRequest(http.MethodGet, "https://porch.example/profile", nil)
+
+// request returns the visitor's request, as a browser would send it. It is the caller's
 // until its next call.
+func (v *visitor) request(c *caller) *http.Request {
+	c.header["Cookie"] = v.cookie[:]
+	c.r = *visit
+	c.r.Header, c.r.RemoteAddr = c.header, v.addr
+	return &c.r
+}
+
+// next returns a request of some visitor, and which one's.
 func (v *visitors) next(c *caller) (r *http.Request, i int) {
 	i = c.pick(population)
-	c.r = *v[i]
-	return &c.r, i
+	return v[i].request(c), i
 }
 
 func redisstoreSessions(h *harness) (sessions.Store, error) {
