@@ -19,18 +19,18 @@ local function change(key, first, last, told)
   for j = first, values, 200 do
     local n = told or try('HSET', key, unpack(args, j, math.min(j + 199, values)))
     if type(n) ~= 'number' then
-      local kind = call('TYPE', key).ok
-      return (kind == 'hash' or kind == 'none') and n or -1
+      -- A key of another type has no field to get either.
+      return type(try('HGET', key, 'm')) == 'table' and -1 or n
     end
     new = new + n
   end
   if 2 * new == set then
-    local m = try('HEXISTS', key, 'm')
-    if m ~= 1 then
+    local m = try('HGET', key, 'm')
+    if type(m) ~= 'string' then
       for j = first, values, 2 do
         call('HDEL', key, args[j])
       end
-      return m == 0 and 0 or -1
+      return m and -1 or 0
     end
   end
   for j = values + 1, last do
