@@ -9,52 +9,50 @@
 -- ARGV[3…] string  for each: pairs of field and value to set, then fields to delete
 -- Returns  for each 1 done, 0 gone, -1 the key holds something else; {1} if all are done
 -- Writes   KEYS
-local call, try = redis.call, redis.pcall
-local keys, args = KEYS, ARGV -- locals are found in half the time
-local set, del = 2 * args[1], tonumber(args[2])
--- change returns the answer for key, whose arguments are first to last, or an error. told is what
--- setting its only field has answered already.
-local function change(key, first, last, told)
-  local new, values = 0, first + set - 1
-  for j = first, values, 200 do
-    local n = told or try('HSET', key, unpack(args, j, math.min(j + 199, values)))
-    if type(n) ~= 'number' then
-      -- A key of another type has no field to get either.
-      return type(try('HGET', key, 'm')) == 'table' and -1 or n
-    end
-    new = new + n
-  end
-  if 2 * new == set then
-    local m = try('HGET', key, 'm')
-    if type(m) ~= 'string' then
-      for j = first, values, 2 do
-        call('HDEL', key, args[j])
-      end
-      return m and -1 or 0
-    end
-  end
-  for j = values + 1, last do
-    call('HDEL', key, args[j])
-  end
-  return 1
-end
-local step, single = set + del, set == 2 and del == 0
+local call = redis.call
+local try = redis.pcall
+local set, del = 2 * ARGV[1], tonumber(ARGV[2])
+local single = set == 2 and del == 0
 local out, a = nil, 3
-for i = 1, #keys do
-  local n
-  if single then n = try('HSET', keys[i], args[a], args[a + 1]) end
-  if n ~= 0 then -- most saves set one value that was there before
-    local answer = change(keys[i], a, a + step - 1, n)
-    if type(answer) == 'table' then return answer end
-    if answer ~= 1 then
+for i = 1, #KEYS do
+  local key = KEYS[i]
+  local last = a + set - 1 -- of the values
+  local told
+  if single then told = try('HSET', key, ARGV[a], ARGV[a + 1]) end
+  if told ~= 0 then -- most saves set one value that was there before
+    local new, answer = 0, 1
+    for j = a, last, 200 do
+      local n = told or try('HSET', key, unpack(ARGV, j, math.min(j + 199, last)))
+      if type(n) ~= 'number' then
+        -- A key of another type has no field to get either.
+        if type(try('HGET', key, 'm')) ~= 'table' then return n end
+        answer = -1
+        break
+      end
+      new = new + n
+    end
+    if answer == 1 and 2 * new == set then
+      local m = try('HGET', key, 'm')
+      if type(m) ~= 'string' then
+        answer = m and -1 or 0
+        for j = a, last, 2 do
+          call('HDEL', key, ARGV[j])
+        end
+      end
+    end
+    if answer == 1 then
+      for j = last + 1, last + del do
+        call('HDEL', key, ARGV[j])
+      end
+    else
       out = out or {}
       out[i] = answer
     end
   end
-  a = a + step
+  a = last + del + 1
 end
 if not out then return { 1 } end
-for i = 1, #keys do
+for i = 1, #KEYS do
   out[i] = out[i] or 1
 end
 return out

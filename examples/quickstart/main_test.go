@@ -73,7 +73,7 @@ func listenAndServe(h http.Handler) error {
 	client := &http.Client{Jar: jar, Timeout: 10 * time.Second}
 	for i, want := range []string{
 		"visit 1 from London, by loader\n",
-		"visit 2 from London, by redis\n",
+		"visit 2 from London, by redis\n", // or by l1, if invalidations were listened to when the first was loaded
 		"visit 3 from London, by l1\n",
 		"Too Many Requests",
 	} {
@@ -83,7 +83,11 @@ func listenAndServe(h http.Handler) error {
 		}
 		body, _ := io.ReadAll(res.Body)
 		res.Body.Close()
-		if got := string(body) + http.StatusText(res.StatusCode); !strings.Contains(got, want) {
+		got := string(body) + http.StatusText(res.StatusCode)
+		if i == 1 {
+			got = strings.Replace(got, "by l1\n", "by redis\n", 1)
+		}
+		if !strings.Contains(got, want) {
 			t.Errorf("request %d = %s; want %s", i+1, got, want)
 		}
 	}
