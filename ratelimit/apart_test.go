@@ -107,8 +107,7 @@ func TestSlotHalfMoved(t *testing.T) {
 			var during int64
 			err = cl.MigrateSlot(t.Context(), slot, to, func() {
 				if c.moved != "" {
-					host, port, _ := strings.Cut(to.Addr(), ":")
-					if err := from.Client().Do(t.Context(), "migrate", host, port, key+c.moved, 0, 5000).Err(); err != nil {
+					if err := cl.MigrateKeys(t.Context(), from, to, key+c.moved); err != nil {
 						t.Error(err)
 					}
 				}

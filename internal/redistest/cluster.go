@@ -19,7 +19,7 @@ type Cluster struct {
 	Masters  []*Server
 	Replicas []*Server // Replicas[i] follows Masters[i] at first; empty without replicas
 
-	handing sync.Mutex // held while a slot changes its owner
+	moving sync.Mutex // held while keys or a slot change their owner
 }
 
 // Proxied puts a Proxy before the server, Server.Proxy. A cluster's nodes then
@@ -240,23 +240,34 @@ func (c *Cluster) MigrateSlot(ctx context.Context, slot int, to *Server, during 
 		if len(keys) == 0 {
 			break
 		}
-		args := []any{"migrate", "127.0.0.1", strconv.Itoa(to.port), "", 0, 5000, "keys"}
-		for _, k := range keys {
-			args = append(args, k)
-		}
-		if err := src.Do(ctx, args...).Err(); err != nil {
+		if err := c.MigrateKeys(ctx, from, to, keys...); err != nil {
 			return err
 		}
 	}
 	return c.handOver(ctx, slot, from, to, dstID)
 }
 
+// MigrateKeys moves keys from one master to another, at one time between two masters of
+// the cluster only: a server does nothing else meanwhile, so that two of them would wait
+// for each other until the time is over, and find the keys on both.
+func (c *Cluster) MigrateKeys(ctx context.Context, from, to *Server, keys ...string) error {
+	c.moving.Lock()
+	defer c.moving.Unlock()
+	args := []any{"migrate", "127.0.0.1", strconv.Itoa(to.port), "", 0, 5000, "keys"}
+	for _, k := range keys {
+		args = append(args, k)
+	}
+	rdb := newSetupClient(from)
+	defer rdb.Close()
+	return rdb.Do(ctx, args...).Err()
+}
+
 // handOver tells the masters whose a slot is now. One slot at a time, and only when all
 // know of the last: a master whose claim is newer than the new owner's, since it has just
 // got another slot, would win this one back, and the new owner would delete its keys.
 func (c *Cluster) handOver(ctx context.Context, slot int, from, to *Server, id string) error {
-	c.handing.Lock()
-	defer c.handing.Unlock()
+	c.moving.Lock()
+	defer c.moving.Unlock()
 	if err := c.agree(ctx); err != nil {
 		return err
 	}
