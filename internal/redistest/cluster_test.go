@@ -112,6 +112,36 @@ func TestClusterMovesSlotsSideBySide(t *testing.T) {
 	moves.Wait()
 }
 
+// Keys may be moved in both directions at the same time.
+func TestClusterMovesKeysBothWays(t *testing.T) {
+	t.Parallel()
+	c := redistest.StartCluster(t, 2, false)
+	rdb := c.Client()
+	const n = 200
+	var moves sync.WaitGroup
+	for i, tag := range []string{"{b}", "{a}"} { // slot 3300 is the first master's, 15495 the second's
+		from, to := c.Masters[i], c.Masters[1-i]
+		slot := int(rdb.ClusterKeySlot(ctx, tag).Val())
+		for k := range n {
+			if err := rdb.Set(ctx, fmt.Sprint(tag, k), "v", 0).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := to.Client().Do(ctx, "cluster", "setslot", slot, "importing", from.Client().ClusterMyID(ctx).Val()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		moves.Go(func() {
+			for k := range n {
+				if err := c.MigrateKeys(ctx, from, to, fmt.Sprint(tag, k)); err != nil {
+					t.Errorf("MigrateKeys %s%d = %v", tag, k, err)
+					return
+				}
+			}
+		})
+	}
+	moves.Wait()
+}
+
 // A lost reply on a cluster executes a command again even without retries, since
 // redirects count as attempts.
 func TestProxiedClusterLosesReply(t *testing.T) {
