@@ -21,7 +21,6 @@ var mayImport = map[string][]string{
 	"cacheaside":           {"internal/roundtrip"},
 	"middleware":           {"session", "ratelimit", "cacheaside"},
 	"examples":             {"session", "ratelimit", "cacheaside", "middleware"}, // what a user may import
-	"internal/faults":      {"session", "ratelimit", "cacheaside", "middleware"}, // tests only
 }
 
 // forTests are imports that only tests may have, and the packages that may have

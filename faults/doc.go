@@ -4,7 +4,7 @@
 // The heart is a matrix, one row a fault and one column a package; docs/faults.md
 // renders it with the figures of a run:
 //
-//	go test ./internal/faults -run TestMatrix -v
+//	go test -C faults . -run TestMatrix -v
 //
 // Besides there are failovers of a cluster and of a Sentinel set under load, what
 // a killed server still knows after a restart, a checker for the histories of

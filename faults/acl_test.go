@@ -378,7 +378,7 @@ func denials(t *testing.T, rdb redis.UniversalClient) (objects []string) {
 // has the lines, and none that is out of date.
 func TestACL(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../docs/acl.md")
+	text, err := os.ReadFile("../docs/acl.md")
 	if err != nil {
 		t.Fatal(err)
 	}
