@@ -5,7 +5,7 @@ help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 run: ## the example server, http://localhost:8080/
-	go run ./examples/webserver
+	go run -C examples ./webserver
 
 check: ## before each commit: lint, and the tests that need no redis-server, side by side
 	@$(MAKE) --no-print-directory -j2 lint short

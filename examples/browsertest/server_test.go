@@ -23,8 +23,8 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	bin := filepath.Join(dir, "webserver")
-	cmd := exec.Command("go", "build", "-o", bin, "./examples/webserver")
-	cmd.Dir = "../.."
+	cmd := exec.Command("go", "build", "-o", bin, "./webserver")
+	cmd.Dir = ".."
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		os.Stderr.Write(out)

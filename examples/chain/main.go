@@ -1,7 +1,7 @@
 // Chain puts everything redporch has around a plain http.Handler, in the
 // recommended order.
 //
-//	REDIS_URL=redis://localhost:6379 go run ./examples/chain
+//	REDIS_URL=redis://localhost:6379 go run -C examples ./chain
 package main
 
 import (

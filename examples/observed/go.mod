@@ -4,6 +4,7 @@ go 1.26.7
 
 replace (
 	github.com/redporch/redporch => ../..
+	github.com/redporch/redporch/examples => ../
 	github.com/redporch/redporch/otel => ../../otel
 	github.com/redporch/redporch/prometheus => ../../prometheus
 )
@@ -15,6 +16,7 @@ require (
 	github.com/redis/go-redis/extra/redisotel/v9 v9.23.0
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/redporch/redporch v0.0.0-00010101000000-000000000000
+	github.com/redporch/redporch/examples v0.0.0-00010101000000-000000000000
 	github.com/redporch/redporch/otel v0.0.0-00010101000000-000000000000
 	github.com/redporch/redporch/prometheus v0.0.0-00010101000000-000000000000
 	go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp v1.47.0

@@ -222,7 +222,7 @@ type server struct {
 func startServer(t *testing.T, redisURL string) *server {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "webserver")
-	if out, err := exec.Command("go", "build", "-o", binary, "../../examples/webserver").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-C", "../../examples", "-o", binary, "./webserver").CombinedOutput(); err != nil {
 		t.Fatalf("build the example server: %v\n%s", err, out)
 	}
 	s := &server{cmd: exec.Command(binary)}

@@ -120,6 +120,8 @@ import ("net/http"; "m/cacheaside"; "github.com/alicebob/miniredis/v2")
 === middleware/a.go
 package middleware
 import ("net/http"; "m/session"; "m/internal/redistest")
+=== examples/go.mod
+module m/examples
 === examples/x/a.go
 package main
 import ("m/internal/roundtrip"; "m/middleware"; "github.com/alicebob/miniredis/v2"; "m/examples/x/y")

@@ -15,7 +15,8 @@ import (
 	"testing/fstest"
 )
 
-// tree is the source of a module, without nested modules.
+// tree is the source of a module, without the nested modules that mayImport does not
+// name.
 type tree struct {
 	module string
 	mod    string // go.mod
@@ -45,7 +46,8 @@ func load(fsys fs.FS) (*tree, error) {
 		}
 		if d.IsDir() {
 			_, err := fs.Stat(fsys, path.Join(name, "go.mod"))
-			if err == nil || strings.ContainsAny(d.Name()[:1], "._") || d.Name() == "testdata" {
+			_, ours := mayImport[name]
+			if err == nil && !ours || strings.ContainsAny(d.Name()[:1], "._") || d.Name() == "testdata" {
 				return fs.SkipDir
 			}
 			return nil

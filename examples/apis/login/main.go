@@ -2,7 +2,7 @@
 // from one address, and not many for all accounts together. Whoever knows the
 // password is not counted, so nobody can lock an account for its owner.
 //
-//	REDIS_URL=redis://localhost:6379 go run ./examples/apis/login
+//	REDIS_URL=redis://localhost:6379 go run -C examples ./apis/login
 //	curl -d user=ada -d password=wrong localhost:8080/login
 package main
 

@@ -1,6 +1,6 @@
 // Tiers gives paying customers more, and lets expensive requests cost more.
 //
-//	REDIS_URL=redis://localhost:6379 go run ./examples/apis/tiers
+//	REDIS_URL=redis://localhost:6379 go run -C examples ./apis/tiers
 //	curl -i -H 'X-Api-Key: free-1' localhost:8080/report
 package main
 

@@ -1,7 +1,7 @@
 // Userandip limits an API twice: each address, before anything is done for it,
 // and each user, once it is known who asks.
 //
-//	REDIS_URL=redis://localhost:6379 go run ./examples/apis/userandip
+//	REDIS_URL=redis://localhost:6379 go run -C examples ./apis/userandip
 //	curl -H 'Authorization: Bearer ada-key' localhost:8080/
 package main
 
