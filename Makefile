@@ -1,8 +1,8 @@
 # Names for the commands; each works typed by hand as well.
-.PHONY: help run check short test race lint api ci bench
+.PHONY: help run check short test race lint docs-check api ci bench
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 run: ## the example server, http://localhost:8080/
 	go run -C examples ./webserver
@@ -23,6 +23,9 @@ lint: ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	go vet ./...
 	go tool -modfile=tools/go.mod staticcheck ./...
+
+docs-check: ## tests of the pages: programs, links, generated parts
+	go test -C docs ./...
 
 api: ## the exported API beside that of the last tag
 	bash tools/api

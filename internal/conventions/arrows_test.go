@@ -13,22 +13,20 @@ var mayImport = map[string][]string{
 	"internal/roundtrip":   nil,
 	"internal/redistest":   nil,
 	"internal/conventions": nil,
-	"internal/docgen":      nil,
-	"internal/docs":        {"middleware"}, // tests of the pages
-	"internal/figures":     {"ratelimit"},  // draws what it does, so it runs it
 	"session":              {"internal/roundtrip"},
 	"ratelimit":            {"internal/roundtrip"},
 	"cacheaside":           {"internal/roundtrip"},
 	"middleware":           {"session", "ratelimit", "cacheaside"},
+	"docs":                 {"middleware", "ratelimit"},                          // tests of the pages; the figures
 	"examples":             {"session", "ratelimit", "cacheaside", "middleware"}, // what a user may import
 }
 
 // forTests are imports that only tests may have, and the packages that may have
 // them all the same: redistest is for tests, the examples run without a Redis of
-// the reader's, and figures draws runs whose clock it must drive.
+// the reader's, and the figures of docs are runs whose clock is driven.
 var forTests = map[string][]string{
 	"testing":                           {"internal/redistest"},
-	"github.com/alicebob/miniredis/v2":  {"internal/redistest", "internal/figures", "examples"},
+	"github.com/alicebob/miniredis/v2":  {"internal/redistest", "docs", "examples"},
 	"go.uber.org/goleak":                nil,
 	"github.com/anishathalye/porcupine": nil,
 }

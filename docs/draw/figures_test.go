@@ -17,7 +17,7 @@ import (
 	"github.com/redporch/redporch/ratelimit"
 )
 
-const root = "../../"
+const docs = "../"
 
 var playAll = sync.OnceValues(func() (map[string]run, error) {
 	runs := map[string]run{}
@@ -48,9 +48,9 @@ func played(t *testing.T, name string) run {
 func TestFiguresAreUpToDate(t *testing.T) {
 	for _, f := range figures {
 		want := f.draw(played(t, f.name))
-		got, err := os.ReadFile(path.Join(root, dir, f.name+".svg"))
+		got, err := os.ReadFile(path.Join(docs, dir, f.name+".svg"))
 		if err != nil || string(got) != want {
-			t.Errorf("%s/%s.svg is out of date (%v); run: go run ./internal/figures", dir, f.name, err)
+			t.Errorf("%s/%s.svg is out of date (%v); run: go run -C docs ./draw", dir, f.name, err)
 		}
 		for d := xml.NewDecoder(strings.NewReader(want)); ; {
 			if _, err := d.Token(); errors.Is(err, io.EOF) {
@@ -60,7 +60,7 @@ func TestFiguresAreUpToDate(t *testing.T) {
 			}
 		}
 	}
-	committed, err := os.ReadDir(path.Join(root, dir))
+	committed, err := os.ReadDir(path.Join(docs, dir))
 	if err != nil || len(committed) != len(figures) {
 		t.Errorf("%s has %d files (%v); want %d", dir, len(committed), err, len(figures))
 	}
@@ -93,7 +93,7 @@ func TestFiguresFit(t *testing.T) {
 // page returns the page that shows the figures, without its line breaks.
 func page(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile(root + "docs/ratelimit.md")
+	text, err := os.ReadFile(docs + "ratelimit.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package docs
+package tests
 
 import (
 	"os"
@@ -9,7 +9,7 @@ import (
 )
 
 var (
-	makeTarget = regexp.MustCompile(`(?m)^([a-z]+):.*##`)
+	makeTarget = regexp.MustCompile(`(?m)^([a-z-]+):.*##`)
 	goCommand  = regexp.MustCompile(`^(?:cd (\S+) && )?(?:[A-Z_]+=\S+ )*go (?:run|test|build|vet|doc)\b(?: -C (\S+))?(.*)`)
 	bashScript = regexp.MustCompile(`^bash (\S+)`)
 )

@@ -14,12 +14,12 @@ func TestOptionsPageIsUpToDate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.ReadFile("../../" + page)
+	got, err := os.ReadFile("../" + page)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is out of date; run: go run ./internal/docgen", page)
+		t.Errorf("%s is out of date; run: go run -C docs ./docgen", page)
 	}
 }
 

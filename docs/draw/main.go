@@ -1,8 +1,8 @@
-// Command figures draws docs/figures: what each algorithm of package ratelimit does
+// Command draw draws docs/figures: what each algorithm of package ratelimit does
 // with one and the same traffic, so that docs/ratelimit.md shows what they do
-// rather than what somebody thinks they do. Run it at the module's root:
+// rather than what somebody thinks they do:
 //
-//	go run ./internal/figures
+//	go run -C docs ./draw
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 	"github.com/redporch/redporch/ratelimit"
 )
 
-const dir = "docs/figures"
+const dir = "figures" // in docs
 
 // The limits are those of an API that admits one call a second.
 const (
@@ -84,7 +84,7 @@ var figures = []figure{
 
 func main() {
 	if err := drawAll(dir); err != nil {
-		log.Fatal("figures: ", err)
+		log.Fatal("draw: ", err)
 	}
 }
 

@@ -1,6 +1,6 @@
-// Package docs holds tests of the Markdown pages: what they say about the code is
+// Package tests holds tests of the Markdown pages: what they say about the code is
 // true, and what they link to is there.
-package docs
+package tests
 
 import (
 	"bytes"

@@ -1,8 +1,7 @@
 // Command docgen writes docs/options.md: every option of the public packages with
-// its doc comment, so that the page can't tell anything else than the code. Run it
-// at the module's root:
+// its doc comment, so that the page can't tell anything else than the code:
 //
-//	go run ./internal/docgen
+//	go run -C docs ./docgen
 package main
 
 import (
@@ -29,10 +28,10 @@ var packages = []string{"session", "ratelimit", "cacheaside", "middleware", "ote
 // optional matches the structs that users fill in.
 var optional = regexp.MustCompile(`^([A-Z]\w*)?(Config|Cookie|Funcs|Hooks)$`)
 
-const page = "docs/options.md"
+const page = "options.md" // in docs
 
 func main() {
-	text, err := options(os.DirFS("."))
+	text, err := options(os.DirFS(".."))
 	if err == nil {
 		err = os.WriteFile(page, text, 0o644)
 	}
@@ -44,7 +43,7 @@ func main() {
 // options returns the page for the module in fsys.
 func options(fsys fs.FS) ([]byte, error) {
 	var out bytes.Buffer
-	fmt.Fprintln(&out, "# Options\n\nEvery option of every package. The zero value of each is the safe or usual choice, booleans name the departure from it, and constructors report all that is wrong at once. This page is generated from the doc comments by `go run ./internal/docgen`; a test fails when it is out of date.")
+	fmt.Fprintln(&out, "# Options\n\nEvery option of every package. The zero value of each is the safe or usual choice, booleans name the departure from it, and constructors report all that is wrong at once. This page is generated from the doc comments by `go run -C docs ./docgen`; a test fails when it is out of date.")
 	fmt.Fprintln(&out)
 	var body bytes.Buffer
 	for _, dir := range packages {
