@@ -1,6 +1,7 @@
 package session_test
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -94,4 +95,16 @@ func open(t testing.TB, rdb redis.UniversalClient, cfg session.Config) *session.
 
 func set(key, value any) func(*sessions.Session) {
 	return func(s *sessions.Session) { s.Values[key] = value }
+}
+
+// untilUp calls f until Redis answers again, which the breaker has to find out. Its
+// error is then that of f.
+func untilUp(f func() error) (err error) {
+	for range 1000 {
+		if err = f(); !errors.Is(err, session.ErrUnavailable) {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return err
 }

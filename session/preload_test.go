@@ -122,6 +122,7 @@ func TestPreloadRoundTrips(t *testing.T) {
 
 // Without Redis the session is usable, as that of New, and a save later merges.
 func TestPreloadUnavailable(t *testing.T) {
+	t.Parallel()
 	srv := redistest.Start(t)
 	rdb := srv.Client()
 	st, err := session.New(rdb, session.Config{Keys: [][]byte{make([]byte, 32)}, Timeout: 200 * time.Millisecond})
@@ -139,12 +140,7 @@ func TestPreloadUnavailable(t *testing.T) {
 			t.Errorf("Session = %v, %v; want an empty one and ErrUnavailable", s.Values, err)
 		}
 		s.Values["m"] = 2
-		for deadline := time.Now().Add(5 * time.Second); ; {
-			if err = st.Save(r, w, s); err == nil || time.Now().After(deadline) {
-				break
-			}
-		}
-		if err != nil {
+		if err := untilUp(func() error { return st.Save(r, w, s) }); err != nil {
 			t.Errorf("Save = %v; want nil", err)
 		}
 	})
