@@ -160,17 +160,17 @@ func TestWarnings(t *testing.T) {
 		{middleware.WarnOneKeyForAll,
 			func(e env) {
 				h := middleware.RateLimit(e.limit, middleware.ClientIP(), middleware.RateLimitConfig{Logger: e.logger})(ok)
-				for range 300 { // one busy client
+				for range 120 { // one busy client
 					ask(h, "203.0.113.9:1", "User-Agent", "a")
 				}
 				h = middleware.RateLimit(e.limit, middleware.Fixed("meant"), middleware.RateLimitConfig{Logger: e.logger})(ok)
-				for i := range 300 {
+				for i := range 120 {
 					ask(h, "203.0.113.9:1", "User-Agent", string(rune('a'+i%26)))
 				}
 			},
 			func(e env) {
 				h := middleware.RateLimit(e.limit, middleware.ClientIP(), middleware.RateLimitConfig{Logger: e.logger})(ok)
-				for i := range 300 { // many clients behind one proxy
+				for i := range 120 { // many clients behind one proxy
 					ask(h, "10.0.0.1:1", "User-Agent", string(rune('a'+i%26)))
 				}
 			}},

