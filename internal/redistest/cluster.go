@@ -182,6 +182,26 @@ func (c *Cluster) Client(change ...func(*redis.ClusterOptions)) *redis.ClusterCl
 	})
 }
 
+// Shards returns a cluster client for servers that are not a cluster, with an equal range
+// of the slots on each address. To the client it is one all the same, and it is there at
+// once; but nothing moves, and nobody fails over or says CROSSSLOT.
+func Shards(t testing.TB, addrs []string, change ...func(*redis.ClusterOptions)) *redis.ClusterClient {
+	t.Helper()
+	return newClusterClient(t, addrs, func(o *redis.ClusterOptions) {
+		o.ClusterSlots = func(context.Context) (ranges []redis.ClusterSlot, err error) {
+			for i, addr := range addrs {
+				ranges = append(ranges, redis.ClusterSlot{
+					Start: i * slots / len(addrs), End: (i+1)*slots/len(addrs) - 1, Nodes: []redis.ClusterNode{{Addr: addr}},
+				})
+			}
+			return ranges, nil
+		}
+		for _, f := range change {
+			f(o)
+		}
+	})
+}
+
 // Owner returns the master that owns slot.
 func (c *Cluster) Owner(ctx context.Context, slot int) (*Server, error) {
 	rdb := newSetupClient(c.Masters[0])
