@@ -50,7 +50,7 @@ func (l *Limiter) movesApart(key string, err error) bool {
 		return false
 	}
 	if redis.IsTryAgainError(err) {
-		l.lane(l.keys.base(key)).apartUntil.Store(int64(time.Since(base) + apartFor))
+		l.lane(l.keys.base(key)).apartUntil.Store(int64(time.Since(base) + l.apartFor))
 		return true
 	}
 	return errors.Is(err, errApart)

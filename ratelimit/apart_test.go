@@ -13,13 +13,13 @@ import (
 	"github.com/redporch/redporch/ratelimit"
 )
 
-// TestSlotHalfMoved leaves slots of a cluster half moved for two seconds under
-// load: no caller notices, nothing is charged twice or lost, and no limit is
-// exceeded.
+// TestSlotHalfMoved leaves slots of a cluster half moved for some hundred calls, and for
+// longer than what was found out about them is believed: no caller notices, nothing is
+// charged twice or lost, and no limit is exceeded.
 func TestSlotHalfMoved(t *testing.T) {
 	cl := redistest.StartCluster(t, 2, false)
 	rdb := cl.Client()
-	cfg := ratelimit.Config{PlainKeys: true, Timeout: 5 * time.Second, NoDenialCache: true}
+	cfg := ratelimit.Config{PlainKeys: true, Timeout: time.Minute, NoDenialCache: true}
 	wide := []ratelimit.Policy{
 		ratelimit.FixedWindow("hour", 1e9, time.Hour), ratelimit.SlidingLog("log", 1e5, time.Hour),
 		ratelimit.SlidingWindow("slide", 1e6, time.Hour), ratelimit.TokenBucket("bucket", 1, time.Hour, 1e6),
@@ -41,6 +41,8 @@ func TestSlotHalfMoved(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			l := newLimiter(t, rdb, cfg, c.policies...)
+			const apart = 100 * time.Millisecond
+			l.ApartFor(apart)
 			narrow := newLimiter(t, rdb, cfg, ratelimit.FixedWindow("narrow", 50, time.Hour), ratelimit.SlidingLog("narrow2", 60, time.Hour))
 			subject := strings.ReplaceAll(c.name, " ", "-")
 			key := "redporch:limit:{" + subject + "}"
@@ -104,16 +106,18 @@ func TestSlotHalfMoved(t *testing.T) {
 			if to == from {
 				to = cl.Masters[1]
 			}
-			var during int64
 			err = cl.MigrateSlot(t.Context(), slot, to, func() {
 				if c.moved != "" {
 					if err := cl.MigrateKeys(t.Context(), from, to, key+c.moved); err != nil {
 						t.Error(err)
 					}
 				}
-				before := calls.Load()
-				time.Sleep(2 * time.Second)
-				during = calls.Load() - before
+				for before, began := calls.Load(), time.Now(); calls.Load() < before+200 || time.Since(began) < 3*apart; {
+					if t.Failed() {
+						break
+					}
+					time.Sleep(time.Millisecond)
+				}
 				cancel()
 				load.Wait()
 				// With the slot still half moved.
@@ -132,9 +136,6 @@ func TestSlotHalfMoved(t *testing.T) {
 			load.Wait()
 			if err != nil {
 				t.Fatal(err)
-			}
-			if during < 30 {
-				t.Errorf("%d calls were made while the slot was half moved; want more", during)
 			}
 			r, err := l.Peek(t.Context(), subject)
 			if err != nil || r.Err != nil {

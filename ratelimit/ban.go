@@ -27,10 +27,8 @@ var banScript = roundtrip.NewScript(banSource)
 
 const (
 	// lookEvery is how long it is believed that a subject is not banned while the flag
-	// is not there.
+	// is not there, and how long all bans are looked at from the start once it was seen.
 	lookEvery = time.Second
-	// bansFor is how long all bans are looked at from the start once the flag was seen.
-	bansFor = time.Second
 	// mayBan is what the scripts say instead of deciding since the flag is there. The
 	// end of no ban is so early.
 	mayBan = -2
@@ -47,7 +45,7 @@ func (c *core) looks(f *flight, part []*subject, all bool) (n int) {
 		return len(part)
 	}
 	for i, s := range part {
-		if f.of(s).known.lookedBefore(sent - lookEvery) {
+		if f.of(s).known.lookedBefore(sent - c.lookEvery) {
 			part[i], part[n] = part[n], part[i]
 			n++
 		}
@@ -83,7 +81,7 @@ func (c *core) mayBan(cmd *roundtrip.IntsCmd) bool {
 	if len(v) != 2 || v[1] != mayBan {
 		return false
 	}
-	c.bansUntil.Store(int64(time.Since(base) + bansFor))
+	c.bansUntil.Store(int64(time.Since(base) + c.lookEvery))
 	return true
 }
 

@@ -345,36 +345,55 @@ func TestBansEnd(t *testing.T) {
 		if err := rdb.Del(t.Context(), flagKey).Err(); err != nil { // which would stay for the hour
 			t.Fatal(err)
 		}
-		const long = 500 * time.Millisecond
+		const long = 300 * time.Millisecond
+		began := time.Now()
 		if err := l.Ban(t.Context(), subjects[3], long); err != nil {
 			t.Fatal(err)
 		}
-		ends := time.Now().Add(long)
-		banned("banned for a moment")
-		time.Sleep(time.Until(ends) + 10*time.Millisecond)
-		subjects.admitted(t, l, "after the ban's end")
-		// The flag outlives it by a second, and what was seen of it by another.
-		time.Sleep(2 * time.Second)
-		if n := rdb.Exists(t.Context(), flagKey).Val(); n != 0 {
-			t.Error("the flag outlived the last ban by more than a second")
+		// The flag outlives it by a second.
+		if ttl := rdb.PTTL(t.Context(), flagKey).Val(); ttl > long+time.Second || ttl < 0 && time.Since(began) < long+time.Second {
+			t.Errorf("the flag of a ban of %v has a TTL of %v; want a second more", long, ttl)
 		}
+		subjects.call(t, l, func(i int, r ratelimit.Result) {
+			if r.Banned != (i == 3) && time.Since(began) < long {
+				t.Errorf("banned for a moment: Allow of subject %d = %+v; want subject 3 banned", i, r)
+			}
+		})
+		for r, err := l.Peek(t.Context(), subjects[3]); r.Banned; r, err = l.Peek(t.Context(), subjects[3]) {
+			if err != nil || r.RetryAfter > long {
+				t.Fatalf("Peek = %+v, %v; want a ban of at most %v", r, err, long)
+			}
+			time.Sleep(r.RetryAfter)
+		}
+		if time.Since(began) < long {
+			t.Errorf("a ban of %v ended after %v", long, time.Since(began))
+		}
+		subjects.admitted(t, l, "after the ban's end")
+		// Once the flag has ended, and so has what was seen of it, runs ask for it and for no
+		// bans.
+		if err := rdb.Del(t.Context(), flagKey).Err(); err != nil {
+			t.Fatal(err)
+		}
+		l.LookEvery(time.Hour)
+		l.ForgetFlag()
+		subjects.admitted(t, l, "later")
 		heard.heard()
 		subjects.admitted(t, l, "later")
-		flags := slices.ContainsFunc(heard.heard(), func(a asked) bool { return a.flag })
-		subjects.admitted(t, l, "later")
-		if flags = flags || slices.ContainsFunc(heard.heard(), func(a asked) bool { return a.flag }); flags == isCluster(rdb) {
+		if flags := slices.ContainsFunc(heard.heard(), func(a asked) bool { return a.flag }); flags == isCluster(rdb) {
 			t.Errorf("runs without bans ask for the flag: %t; want the opposite, but not on a cluster", flags)
 		}
 	})
 }
 
-// A flag that was lost is made up for: no subject goes on for more than a second without
-// its ban being looked at.
+// A flag that was lost is made up for: no subject goes on for longer than lookEvery
+// without its ban being looked at.
 func TestLostFlag(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		listen(rdb)
 		for name, p := range short() {
 			l := newLimiter(t, rdb, ratelimit.Config{NoDenialCache: true, PlainKeys: true}, p)
+			const look = 100 * time.Millisecond
+			l.LookEvery(look)
 			subjects := newCrowd(name)
 			subjects.admitted(t, l, name)
 			known := time.Now()
@@ -387,8 +406,8 @@ func TestLostFlag(t *testing.T) {
 				t.Fatal(err)
 			}
 			// To have seen the ban must not count as having found none.
-			for late := 0; late < 3; time.Sleep(50 * time.Millisecond) {
-				if time.Since(known) > time.Second {
+			for late := 0; late < 3; time.Sleep(look / 4) {
+				if time.Since(known) > look {
 					late++
 				}
 				subjects.call(t, l, func(i int, r ratelimit.Result) {

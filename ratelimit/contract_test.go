@@ -77,46 +77,6 @@ func TestDenialsAndPeeksChangeNothing(t *testing.T) {
 	})
 }
 
-// A key whose TTL was lost must end all the same, and must not block for ever.
-func TestLostTTLHeals(t *testing.T) {
-	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
-		for name, p := range map[string]ratelimit.Policy{
-			"FixedWindow":   ratelimit.FixedWindow("p", 2, 200*time.Millisecond),
-			"SlidingLog":    ratelimit.SlidingLog("p", 2, 200*time.Millisecond),
-			"SlidingWindow": ratelimit.SlidingWindow("p", 2, 100*time.Millisecond),
-			"TokenBucket":   ratelimit.TokenBucket("p", 2, 200*time.Millisecond, 2),
-			"Concurrency":   ratelimit.Concurrency("p", 2, 200*time.Millisecond),
-		} {
-			t.Run(name, func(t *testing.T) {
-				l := newLimiter(t, rdb, ratelimit.Config{}, p)
-				if r, err := l.AllowN(t.Context(), name, 2); err != nil || !r.Allowed {
-					t.Fatalf("AllowN(2) = %+v, %v; want allowed", r, err)
-				}
-				keys, err := rdb.Keys(t.Context(), "*").Result()
-				if err != nil || len(keys) == 0 {
-					t.Fatalf("Keys = %v, %v", keys, err)
-				}
-				for _, k := range keys {
-					if err := rdb.Persist(t.Context(), k).Err(); err != nil {
-						t.Fatal(err)
-					}
-				}
-				r, err := l.AllowN(t.Context(), name, 2)
-				if err != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(r.RetryAfter + time.Millisecond)
-				if r, err := l.AllowN(t.Context(), name, 2); err != nil || !r.Allowed {
-					t.Fatalf("AllowN(2) after RetryAfter = %+v, %v; want allowed", r, err)
-				}
-				if err := l.Reset(t.Context(), name); err != nil {
-					t.Fatal(err)
-				}
-			})
-		}
-	})
-}
-
 // A command whose reply is lost is executed, and must not be sent again.
 func TestLostReplyChargesOnce(t *testing.T) {
 	s := redistest.Start(t, redistest.TCP())

@@ -62,7 +62,7 @@ func hold(t *testing.T, cfg ratelimit.Config, policies ...ratelimit.Policy) *hel
 	proxy := redistest.NewProxy(t, "tcp", s.Addr())
 	rdb := redis.NewClient(&redis.Options{Addr: proxy.Addr(), ContextTimeoutEnabled: true})
 	t.Cleanup(func() { rdb.Close() })
-	cfg.Timeout = 20 * time.Second
+	cfg.Timeout = time.Minute
 	h := &held{l: newLimiter(t, rdb, cfg, policies...), direct: s.Client(), proxy: proxy}
 	// Two connections, and the script.
 	if _, err := h.l.Allow(t.Context(), "warm"); err != nil {
@@ -100,9 +100,9 @@ func hold(t *testing.T, cfg ratelimit.Config, policies ...ratelimit.Policy) *hel
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("no %s after 5s", what)
+			t.Fatalf("no %s after a minute", what)
 		}
 	}
 }
@@ -187,7 +187,7 @@ func TestCallersThatLeave(t *testing.T) {
 				done <- err
 			}()
 			time.Sleep(50 * time.Millisecond) // it only has to queue
-			h.proxy.Set(redistest.Fault{Match: "evalsha", DelayReply: time.Second, Times: 1})
+			h.proxy.Set(redistest.Fault{Match: "evalsha", DelayReply: 300 * time.Millisecond, Times: 1})
 			h.resume()
 			waitFor(t, "third flight", func() bool { return scriptRuns(t, h.direct) > h.runs+2 })
 			cancel()

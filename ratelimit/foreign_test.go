@@ -15,11 +15,11 @@ import (
 	"github.com/redporch/redporch/ratelimit"
 )
 
-// TestForeignData puts what is not a limiter's at a key of one of 64 subjects that
+// TestForeignData puts what is not a limiter's at a key of one of 24 subjects that
 // share flights. It is a bug to report to that subject, not an outage to ride out,
 // and no stranger notices.
 func TestForeignData(t *testing.T) {
-	const limit, callers = 50, 64
+	const limit, callers = 50, 24
 	log, window := ratelimit.SlidingLog("log", limit, time.Minute), ratelimit.FixedWindow("window", limit, time.Minute)
 	type foreign struct {
 		name, suffix string // of the key

@@ -36,6 +36,8 @@ type core struct {
 	// bansUntil is up to when bans are taken to be in force, nanoseconds after base,
 	// see ban.go.
 	bansUntil atomic.Int64
+	// The constants of these names, but in tests.
+	lookEvery, apartFor time.Duration
 }
 
 // policySet is a list of policies made ready for the scripts.
@@ -74,7 +76,7 @@ func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, e
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	c := &core{cfg: cfg, conn: conn, keys: newKeys(cfg.Prefix, cfg.Secret, cfg.PlainKeys)}
+	c := &core{cfg: cfg, conn: conn, keys: newKeys(cfg.Prefix, cfg.Secret, cfg.PlainKeys), lookEvery: lookEvery, apartFor: apartFor}
 	c.local = newLocal(cfg.Share, cfg.LocalKeys)
 	if !cfg.NoDenialCache {
 		c.denied = newDenials(cfg.DenialCacheSize, cfg.MaxStale)
