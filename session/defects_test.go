@@ -366,9 +366,9 @@ func TestDefect16CookiePicksTheKey(t *testing.T) {
 
 func TestDefect17HugeMaxAgeNeverExpires(t *testing.T) {
 	defect(t, func(t *testing.T, st sessions.Store, rdb redis.UniversalClient) bool {
-		for _, age := range []int{9_300_000_000, math.MaxInt} {
+		for _, age := range []int64{9_300_000_000, math.MaxInt} { // the first is too much for an int of 32 bits
 			b := newBrowser()
-			b.edit(t, st, func(s *sessions.Session) { s.Values["x"] = 1; s.Options.MaxAge = age })
+			b.edit(t, st, func(s *sessions.Session) { s.Values["x"] = 1; s.Options.MaxAge = int(min(age, math.MaxInt)) })
 		}
 		for _, key := range rdb.Keys(t.Context(), "*").Val() {
 			if rdb.TTL(t.Context(), key).Val() < 0 {
