@@ -161,12 +161,10 @@ func TestL1Bounds(t *testing.T) {
 	_, rdb := redistest.Mini(t)
 	fill := func(c *cacheaside.Cache[int, string]) uint64 {
 		t.Helper()
-		for key := range 300 {
+		for key := range 150 {
 			_, err := c.Get(t.Context(), key)
 			must(t, err)
 		}
-		// Evictions are carried out soon after.
-		time.Sleep(50 * time.Millisecond)
 		return c.Stats().L1Entries
 	}
 	load := func(context.Context, int) (string, error) { return string(make([]byte, 100)), nil }
@@ -176,7 +174,7 @@ func TestL1Bounds(t *testing.T) {
 		most uint64
 	}{
 		{"entries", cacheaside.Config{L1Entries: 50}, 60},
-		{"weight", cacheaside.Config{L1Weight: 20_000, Codec: cacheaside.Gob, CompressOver: -1}, 140},
+		{"weight", cacheaside.Config{L1Weight: 10_000, Codec: cacheaside.Gob, CompressOver: -1}, 75},
 	} {
 		c, err := cacheaside.New(rdb, tt.name, load, relaxed(tt.cfg))
 		must(t, err)
@@ -184,9 +182,11 @@ func TestL1Bounds(t *testing.T) {
 			e, err := c.GetEntry(t.Context(), -1)
 			return err == nil && e.Source == cacheaside.SourceL1
 		})
-		if n := fill(c); n == 0 || n > tt.most {
-			t.Errorf("%s: %d values in the first level; want some, at most %d", tt.name, n, tt.most)
+		if n := fill(c); n == 0 {
+			t.Errorf("%s: no values in the first level; want some", tt.name)
 		}
+		// Evictions are carried out soon after.
+		eventually(t, tt.name+": the bound holds", func() bool { return c.Stats().L1Entries <= tt.most })
 		must(t, c.Close())
 	}
 }

@@ -35,7 +35,7 @@ func TestUnreadable(t *testing.T) {
 			"long":               set(strings.Repeat("x", 100_000)),
 			"lease of no size":   set("L"),
 			"fence of no size":   set("F123"),
-			"damaged":            set(good[:len(good)-1] + "\x00"),
+			"damaged":            set(good[:len(good)-1] + string(good[len(good)-1]^1)),
 			"of another key":     func() { mustGet(t, gob, 1, "ann"); mustGet(t, c, 1, "ann") },
 			"another codec's":    func() { must(t, rdb.Del(ctx, prefix+"1").Err()); mustGet(t, gob, 1, "ann") },
 			"another type's":     func() { must(t, rdb.Del(ctx, prefix+"1").Err()); text.Get(ctx, 1) },

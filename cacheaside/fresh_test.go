@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -137,21 +138,23 @@ func TestSoftTimeout(t *testing.T) {
 }
 
 // TestEarlyRefresh: values that take long to load are loaded again before they
-// expire, by one of many callers, who don't wait.
+// expire, by one of many callers, who don't wait. In a bubble, whose clock stands
+// while somebody works.
 func TestEarlyRefresh(t *testing.T) {
-	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+	synctest.Test(t, func(t *testing.T) {
+		_, rdb := redistest.Bubble(t)
 		ctx := t.Context()
-		var loads, waited atomic.Int64
+		var loads, waited, reads atomic.Int64
 		load := func(context.Context, string) (int64, error) {
 			time.Sleep(20 * time.Millisecond)
 			return loads.Add(1), nil
 		}
-		cfg := cacheaside.Config{TTL: 300 * time.Millisecond, Jitter: -1, EarlyRefresh: 2}
+		cfg := cacheaside.Config{TTL: 300 * time.Millisecond, Jitter: -1, EarlyRefresh: 2, L1Entries: -1, NoCoalesce: true}
 		a, b := newCache(t, rdb, load, cfg), newCache(t, rdb, load, cfg)
 		_, err := a.Get(ctx, "k")
 		must(t, err)
 		var wg sync.WaitGroup
-		end := time.Now().Add(900 * time.Millisecond)
+		end := time.Now().Add(3 * time.Second)
 		for _, c := range []*cacheaside.Cache[string, int64]{a, b} {
 			for range 4 {
 				wg.Go(func() {
@@ -163,23 +166,55 @@ func TestEarlyRefresh(t *testing.T) {
 						if e.Source == cacheaside.SourceLoader {
 							waited.Add(1)
 						}
+						reads.Add(1)
 						time.Sleep(time.Millisecond)
 					}
 				})
 			}
 		}
 		wg.Wait()
-		// 900 ms of lives of at most 300 ms; with two processes refreshing each
-		// time there would be twice as many loads.
-		if n := loads.Load(); n < 4 || n > 12 {
-			t.Errorf("%d loads; want about 5", n)
+		time.Sleep(time.Second) // the last refresh ends
+		// 3 s of lives of at most 300 ms. The earliest of 8 draws a millisecond ends
+		// one after about 80; were each process to load, there would be twice as many.
+		if n := loads.Load(); n < 10 || n > 55 {
+			t.Errorf("%d loads; want about 37", n)
 		}
-		// Without it all 8 wait each of three times.
-		if n := waited.Load(); n > 8 {
-			t.Errorf("%d callers waited for a load; want none, or few on a slow machine", n)
+		if n := waited.Load(); n > 0 {
+			t.Errorf("%d of %d reads waited for a load; want none", n, reads.Load())
 		}
 		if a.Stats().Refreshes+b.Stats().Refreshes == 0 {
 			t.Error("no refresh in the background")
+		}
+	})
+}
+
+// TestEarlyRefreshOnce: of the callers of two processes that find a value due to be
+// refreshed, one has it loaded, and none waits.
+func TestEarlyRefreshOnce(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		ctx := t.Context()
+		g := newGate("old")
+		// With such a beta a draw is nearly always above what is left.
+		cfg := cacheaside.Config{TTL: time.Second, EarlyRefresh: 1000, Jitter: -1, StaleWhileRevalidate: time.Hour, LoadTimeout: time.Minute, L1Entries: -1}
+		a, b := newCache(t, rdb, g.load, cfg), newCache(t, rdb, g.load, cfg)
+		first := getAsync(ctx, a, "k")
+		<-g.began
+		time.Sleep(10 * time.Millisecond) // what loading takes, at least
+		g.pass <- struct{}{}
+		must(t, (<-first).err)
+		g.value.Store("new")
+		for range 50 {
+			for _, c := range []*cacheaside.Cache[string, string]{a, b} {
+				if v, err := c.Get(ctx, "k"); err != nil || v != "old" {
+					t.Fatalf("Get = %q, %v; want old, at once", v, err)
+				}
+			}
+		}
+		<-g.began
+		g.pass <- struct{}{}
+		eventually(t, "the new value", func() bool { v, _, _ := a.Peek(ctx, "k"); return v == "new" })
+		if n := g.loads.Load(); n != 2 {
+			t.Errorf("%d loads; want 2", n)
 		}
 	})
 }

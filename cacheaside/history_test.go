@@ -107,12 +107,13 @@ type event struct {
 	call, ret int64
 }
 
-// play lets readers and writers loose on sides for d, and returns what happened.
-// Each key is used for 150 ms.
-func play(t *testing.T, src *ledger, sides []side, d time.Duration) []event {
+// play lets readers and writers loose on sides until they have done so many
+// operations, and returns what happened. A key is used for 300 of them.
+func play(t *testing.T, src *ledger, sides []side, operations int64) []event {
 	t.Helper()
 	var mu sync.Mutex
 	var all []event
+	var begun atomic.Int64
 	t0 := time.Now()
 	clock := func() int64 { return time.Since(t0).Nanoseconds() }
 	var wg sync.WaitGroup
@@ -120,8 +121,12 @@ func play(t *testing.T, src *ledger, sides []side, d time.Duration) []event {
 		for worker := range 5 {
 			wg.Go(func() {
 				var mine []event
-				for time.Since(t0) < d {
-					e := event{proc: proc, key: "k" + strconv.Itoa(int(time.Since(t0)/(150*time.Millisecond))), promised: true}
+				for {
+					n := begun.Add(1)
+					if n > operations {
+						break
+					}
+					e := event{proc: proc, key: "k" + strconv.FormatInt(n/300, 10), promised: true}
 					e.call = clock()
 					if e.write = worker == 0 && proc < 2; e.write {
 						e.v, e.promised = s.write(t.Context(), e.key, func() int64 { return src.commit(e.key) })
@@ -243,8 +248,12 @@ func linearizable(all []event, enough int) (ops, keys, whole, illegal int) {
 
 // historyConfig has everything happen often: short lives, early refreshes.
 func historyConfig(cfg cacheaside.Config) cacheaside.Config {
-	cfg.TTL = 20 * time.Millisecond
-	cfg.EarlyRefresh = 2
+	if cfg.TTL == 0 {
+		cfg.TTL = 20 * time.Millisecond
+	}
+	if cfg.EarlyRefresh == 0 {
+		cfg.EarlyRefresh = 2
+	}
 	cfg.StaleWhileRevalidate = 10 * time.Millisecond
 	return relaxed(cfg)
 }
@@ -261,19 +270,15 @@ func historySides(t *testing.T, src *ledger, cfg cacheaside.Config, wrap func(*c
 	return sides
 }
 
-func historyLength() time.Duration {
-	if redistest.Full() {
-		return 10 * time.Second
-	}
-	return 700 * time.Millisecond
-}
+// historyLength is how many operations a history has.
+const historyLength = 1500
 
 // TestHistoryControl shows that the checks catch what they are for.
 func TestHistoryControl(t *testing.T) {
 	redistest.RunOn(t, redistest.OnServer, func(t *testing.T, rdb redis.UniversalClient) {
 		src := &ledger{v: map[string]int64{}}
 		p := plain{rdb, src}
-		all := play(t, src, []side{p, p, p}, historyLength())
+		all := play(t, src, []side{p, p, p}, historyLength)
 		reads, stale := staleReads(all, 0)
 		_, keys, _, illegal := linearizable(all, 1)
 		t.Logf("get-load-set: %d reads, %d stale; %d keys, %d not linearizable", reads, stale, keys, illegal)
@@ -287,7 +292,7 @@ func TestHistoryInvalidate(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		src := &ledger{v: map[string]int64{}}
 		wrap := func(c *cacheaside.Cache[string, int64]) side { return fresh{c} }
-		all := play(t, src, historySides(t, src, cacheaside.Config{L1Entries: -1}, wrap, rdb, rdb, rdb), historyLength())
+		all := play(t, src, historySides(t, src, cacheaside.Config{L1Entries: -1}, wrap, rdb, rdb, rdb), historyLength)
 		reads, stale := staleReads(all, 0)
 		t.Logf("%d reads, %d stale", reads, stale)
 		if stale != 0 || reads < 20 {
@@ -300,7 +305,7 @@ func TestHistoryUpdate(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		src := &ledger{v: map[string]int64{}}
 		wrap := func(c *cacheaside.Cache[string, int64]) side { return fenced{fresh{c}} }
-		all := play(t, src, historySides(t, src, cacheaside.Config{L1Entries: -1}, wrap, rdb, rdb, rdb), historyLength())
+		all := play(t, src, historySides(t, src, cacheaside.Config{L1Entries: -1}, wrap, rdb, rdb, rdb), historyLength)
 		ops, keys, whole, illegal := linearizable(all, 1)
 		t.Logf("%d operations, %d keys", ops, keys)
 		if illegal != 0 || whole != keys {
@@ -314,8 +319,14 @@ func TestHistoryL1(t *testing.T) {
 		src := &ledger{v: map[string]int64{}}
 		wrap := func(c *cacheaside.Cache[string, int64]) side { return fresh{c} }
 		const bound = 300 * time.Millisecond
-		sides := historySides(t, src, cacheaside.Config{MaxStaleness: bound}, wrap, rdb, rdb, rdb)
-		all := play(t, src, sides, historyLength())
+		sides := historySides(t, src, cacheaside.Config{MaxStaleness: bound, TTL: time.Minute, EarlyRefresh: -1}, wrap, rdb, rdb, rdb)
+		for _, s := range sides {
+			eventually(t, "first level in use", func() bool {
+				e, err := s.(fresh).c.GetEntry(t.Context(), "first")
+				return err == nil && e.Source == cacheaside.SourceL1
+			})
+		}
+		all := play(t, src, sides, historyLength)
 		reads, stale := staleReads(all, bound)
 		_, late := staleReads(all, 0)
 		var hits uint64
@@ -366,11 +377,11 @@ func TestHistoryFaults(t *testing.T) {
 				defer close(done)
 				harm(ctx, server, proxies, &faults)
 			}()
-			all := play(t, src, sides, 3*historyLength())
+			all := play(t, src, sides, historyLength)
 			cancel()
 			<-done
-			if faults.Load() < 10 {
-				t.Fatalf("only %d faults; want more", faults.Load())
+			if faults.Load() == 0 {
+				t.Fatal("no fault; want some")
 			}
 			reads, stale := staleReads(all, cfg.MaxStaleness)
 			ops, keys, whole, illegal := linearizable(all, 1)
@@ -397,11 +408,10 @@ func harm(ctx context.Context, server *redistest.Server, proxies []*redistest.Pr
 	for n := 1; ctx.Err() == nil; n++ {
 		p := proxies[rand.IntN(len(proxies))]
 		switch {
-		case n%40 == 0:
+		case n%15 == 0:
 			server.Kill()
-			time.Sleep(20 * time.Millisecond)
 			server.Restart()
-		case n%25 == 0:
+		case n%7 == 0:
 			server.Pause()
 			time.Sleep(rand.N(100 * time.Millisecond))
 			server.Resume()
@@ -416,7 +426,7 @@ func harm(ctx context.Context, server *redistest.Server, proxies []*redistest.Pr
 			}[rand.IntN(6)])
 		}
 		faults.Add(1)
-		time.Sleep(rand.N(50 * time.Millisecond))
+		time.Sleep(rand.N(20 * time.Millisecond))
 	}
 	for _, p := range proxies {
 		p.Clear()

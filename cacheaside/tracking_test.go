@@ -66,14 +66,9 @@ func TestTracking(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("cluster", func(t *testing.T) {
-		cluster := redistest.StartCluster(t, 3, false)
-		other := cluster.Client()
-		checkTracking(t, cluster.Client(), other, func() {
-			for _, n := range cluster.Nodes() {
-				must(t, n.Client().FlushAll(t.Context()).Err())
-			}
-		})
+	// Of one master; of three in faults/.
+	redistest.RunOn(t, redistest.OnCluster, func(t *testing.T, rdb redis.UniversalClient) {
+		checkTracking(t, rdb, rdb, func() { must(t, rdb.FlushAll(t.Context()).Err()) })
 	})
 }
 
