@@ -1,6 +1,7 @@
 package cacheaside
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -185,7 +186,7 @@ func (l *l1[K, V]) put(r *ref[K], m mark, now *found[V]) {
 	if s.gen != m.gen || l.epoch.Load() != m.epoch {
 		return
 	}
-	h := held{e, uint32(min(len(now.raw.payload)+64, 1<<31))}
+	h := held{e, uint32(min(len(now.raw.payload)+64, math.MaxInt32))}
 	if l.byInt != nil {
 		l.byInt.Set(word(r.key), h)
 	} else {
