@@ -10,7 +10,7 @@ import (
 
 var (
 	makeTarget = regexp.MustCompile(`(?m)^([a-z-]+):.*##`)
-	goCommand  = regexp.MustCompile(`^(?:cd (\S+) && )?(?:[A-Z_]+=\S+ )*go (?:run|test|build|vet|doc)\b(?: -C (\S+))?(.*)`)
+	goCommand  = regexp.MustCompile(`^(?:cd (\S+) && )?(?:[A-Z_]+=\S+ )*go (run|test|build|vet|doc)\b(?: -C (\S+))?(.*)`)
 	bashScript = regexp.MustCompile(`^bash (\S+)`)
 )
 
@@ -37,9 +37,12 @@ func TestCommands(t *testing.T) {
 			}
 		}
 		if m := goCommand.FindStringSubmatch(command); m != nil {
-			for _, arg := range strings.Fields(m[3]) {
+			for _, arg := range strings.Fields(m[4]) {
 				if strings.HasPrefix(arg, "./") || arg == "." {
-					exists(path.Join(m[1], m[2]), arg)
+					exists(path.Join(m[1], m[3]), arg)
+					if m[2] == "run" {
+						break // the others are the program's
+					}
 				}
 			}
 		}
