@@ -18,7 +18,8 @@ type RecoverConfig struct {
 	OnPanic func(r *http.Request, value any, stack []byte)
 
 	// Answer writes the response. Nil means a plain-text 500. The handler's cookies
-	// and what described its body are taken out of the headers. It is not called
+	// and what described its body are taken out of the headers, but not the cookie of a
+	// session that got a new id or ended. It is not called
 	// when the handler had already begun to answer: then the connection is
 	// aborted, so that the client does not take a torn response for a whole one.
 	Answer http.Handler
@@ -27,7 +28,8 @@ type RecoverConfig struct {
 // Recover turns a panic in a handler into a 500 answer. http.ErrAbortHandler is
 // let through: it is how a handler asks net/http to drop the connection.
 //
-// Sessions inside of Recover save nothing when the handler panics.
+// Sessions inside of Recover save nothing when the handler panics. The cookie of a
+// Regenerate or Destroy before goes with the answer.
 func Recover(cfg RecoverConfig) Middleware {
 	if cfg.Answer == nil {
 		cfg.Answer = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -50,6 +52,7 @@ func Recover(cfg RecoverConfig) Middleware {
 					panic(http.ErrAbortHandler)
 				}
 				forError(w.Header())
+				v.keepCookies(w.Header())
 				cfg.Answer.ServeHTTP(t.out, r)
 			}()
 			next.ServeHTTP(t.out, r)

@@ -28,8 +28,10 @@ type SessionsConfig struct {
 
 	// ServeUnsaved sends the handler's response although its session changes could
 	// not be saved, and logs it. Otherwise the response is replaced by 503 if
-	// Redis is unavailable or session.Config.Replicas were missing, and by 500 for
-	// anything else, as long as nothing of it was sent.
+	// Redis is unavailable, session.Config.Replicas were missing or another request gave
+	// the session a new id meanwhile (session.ErrSuperseded; a repetition finds it), and
+	// by 500 for anything else, as long as nothing of it was sent. A session that has
+	// ended meanwhile is no error: nothing is saved, and it is logged.
 	ServeUnsaved bool
 
 	// Error, when set, writes that response. Its headers hold what the handler had
@@ -56,7 +58,9 @@ type SessionsConfig struct {
 //
 // Nothing is saved when the handler panics, or when it is given up by
 // http.TimeoutHandler while it still runs. Explicit calls ([Regenerate],
-// [Destroy], sessions.Session.Save) take effect at once and stay.
+// [Destroy], sessions.Session.Save) take effect at once and stay; the cookies of
+// Regenerate and Destroy go with the 500 of [Recover], or with whatever replaces the
+// response.
 //
 // session.Config.Label and Legacy are called while the session is locked, so they
 // must not ask for it.
@@ -137,7 +141,8 @@ type holder struct {
 	gone      bool             // the session was destroyed or expired meanwhile
 	failed    bool             // it could not be saved; the answer says so, if it could
 	ended     bool             // the middleware has returned
-	cookies   http.Header      // what Regenerate and Destroy set
+	cookies   http.Header      // what Regenerate and Destroy set, which took effect at once
+	kept      http.Header      // the same, once it is among the headers, for an answer that replaces them
 	loading   *session.Loading // of an eager one
 	eager     chan loaded      // of one that can't be begun by itself
 	headers   headerWriter     // that commit writes to
@@ -307,11 +312,28 @@ func (h *holder) finish() {
 }
 
 // abort is for a handler that panicked: nothing is saved, also not when another
-// middleware answers.
+// middleware answers. A new id and a logout have taken effect, so their cookies go with
+// whatever is answered.
 func (h *holder) abort() {
 	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.cookies) > 0 && !h.writer.sent {
+		moveCookies(h.writer.under.Header(), h.cookies)
+		h.kept, h.cookies = h.cookies, nil
+	}
 	h.end()
-	h.mu.Unlock()
+}
+
+// keepCookies puts the sessions' cookies back after forError.
+func (v *visit) keepCookies(header http.Header) {
+	v.mu.Lock()
+	holders := v.holders
+	v.mu.Unlock()
+	for _, h := range holders {
+		h.mu.Lock()
+		moveCookies(header, h.kept)
+		h.mu.Unlock()
+	}
 }
 
 func (h *holder) end() {
@@ -337,11 +359,11 @@ func (h *holder) commit(reach bool) error {
 			return nil
 		}
 	}
-	h.cookies = nil
+	h.kept, h.cookies = h.cookies, nil
 	start := time.Now()
 	h.headers.header = header
 	wrote, err := h.sm.store.Commit(&h.headers, h.outer, h.s)
-	if errors.Is(err, session.ErrSessionGone) {
+	if errors.Is(err, session.ErrSessionGone) && !errors.Is(err, session.ErrSuperseded) {
 		h.gone = true
 		loggerOr(h.sm.cfg.Logger).LogAttrs(h.outer.Context(), slog.LevelInfo, "session was gone when it was to be saved",
 			slog.String("session", session.ID(h.s)))
@@ -367,18 +389,24 @@ func (h *holder) commit(reach bool) error {
 // failure logs an error of commit and returns what to answer instead.
 func (h *holder) failure(err error) answer {
 	r := h.outer
-	loggerOr(h.sm.cfg.Logger).LogAttrs(r.Context(), slog.LevelError, "session could not be saved",
+	level := slog.LevelError
+	if errors.Is(err, session.ErrSuperseded) { // by another request of the same browser
+		level = slog.LevelWarn
+	}
+	loggerOr(h.sm.cfg.Logger).LogAttrs(r.Context(), level, "session could not be saved",
 		slog.String("error", err.Error()), slog.String("route", h.visit.routeOf(r)))
 	if h.sm.cfg.ServeUnsaved {
 		return nil
 	}
+	kept := h.kept
 	return func(w http.ResponseWriter) {
+		moveCookies(w.Header(), kept)
 		if h.sm.cfg.Error != nil {
 			h.sm.cfg.Error(w, r, err)
 			return
 		}
 		status := http.StatusInternalServerError
-		if errors.Is(err, session.ErrUnavailable) || errors.Is(err, session.ErrNotReplicated) {
+		if errors.Is(err, session.ErrUnavailable) || errors.Is(err, session.ErrNotReplicated) || errors.Is(err, session.ErrSuperseded) {
 			status = http.StatusServiceUnavailable
 			w.Header().Set("Retry-After", "1")
 		}
@@ -467,13 +495,12 @@ func (h *holder) checkCookie(header http.Header) {
 }
 
 // moveCookies adds the cookies of from to header, in place of earlier ones of the
-// same name.
+// same name, domain and path.
 func moveCookies(header, from http.Header) {
 	for _, line := range from["Set-Cookie"] {
-		name, _, _ := strings.Cut(line, "=")
 		kept := header["Set-Cookie"][:0:0]
 		for _, old := range header["Set-Cookie"] {
-			if n, _, _ := strings.Cut(old, "="); n != name {
+			if !sameCookie(old, line) {
 				kept = append(kept, old)
 			}
 		}
@@ -482,6 +509,18 @@ func moveCookies(header, from http.Header) {
 			header["Cache-Control"] = []string{"no-store"}
 		}
 	}
+}
+
+// sameCookie reports whether browsers store the cookie of one line over that of the
+// other.
+func sameCookie(a, b string) bool {
+	x, err := http.ParseSetCookie(a)
+	y, err2 := http.ParseSetCookie(b)
+	if err != nil || err2 != nil {
+		name, _, _ := strings.Cut(a, "=")
+		return strings.HasPrefix(b, name+"=")
+	}
+	return x.Name == y.Name && x.Path == y.Path && strings.EqualFold(x.Domain, y.Domain)
 }
 
 // headerWriter is a ResponseWriter for those who only set headers.

@@ -281,3 +281,84 @@ func TestSessionHijackCommitFails(t *testing.T) {
 		t.Errorf("response = %d; want 500", res.StatusCode)
 	}
 }
+
+// TestSessionCookieOutlivesTheAnswer: a new id and a logout have taken effect, so their
+// cookies go with the answer that replaces the handler's: after a panic, and when the rest
+// of the session can't be saved.
+func TestSessionCookieOutlivesTheAnswer(t *testing.T) {
+	type unregistered struct{ X int }
+	eachProtocol(t, func(t *testing.T, proto string, rdb redis.UniversalClient) {
+		_, logger := newLogs()
+		st := newStore(t, rdb)
+		h := middleware.Recover(middleware.RecoverConfig{Logger: logger})(withSession(st, middleware.SessionsConfig{Logger: logger}, func(w http.ResponseWriter, r *http.Request) {
+			http.SetCookie(w, &http.Cookie{Name: "other", Value: "x"})
+			var err error
+			if r.FormValue("do") == "destroy" {
+				err = middleware.Destroy(r)
+			} else {
+				err = middleware.Regenerate(r)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			if r.FormValue("how") == "panic" {
+				panic("boom")
+			}
+			middleware.Session(r).Values["k"] = unregistered{1}
+		}))
+		for _, how := range []string{"panic", "unsaved"} {
+			s := newSite(t, proto, h)
+			s.get(t, "/set?k=v")
+			res := s.get(t, "/do?how="+how)
+			if c := res.Cookies(); res.StatusCode != 500 || len(c) != 1 || c[0].Value == "" || res.Header.Get("Cache-Control") != "no-store" {
+				t.Errorf("Regenerate, %s: %d with %v; want 500 with the new cookie alone", how, res.StatusCode, res.Header)
+			}
+			if got := s.get(t, "/get").body; got != "v" {
+				t.Errorf("Regenerate, %s: the session holds %q; want v", how, got)
+			}
+			res = s.get(t, "/do?do=destroy&how="+how)
+			if c := res.Cookies(); res.StatusCode != 500 || len(c) != 1 || c[0].MaxAge >= 0 {
+				t.Errorf("Destroy, %s: %d with %v; want 500 and the cookie deleted", how, res.StatusCode, c)
+			}
+		}
+	})
+}
+
+// TestSessionSuperseded: a change of a session that got a new id meanwhile is not passed
+// off as saved, sends no cookie over the new one, and works when it is repeated.
+func TestSessionSuperseded(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := newStore(t, rdb)
+		out, logger := newLogs()
+		var s *site
+		renew := true
+		s = newSite(t, "HTTP/1.1", withSession(st, middleware.SessionsConfig{Logger: logger}, func(w http.ResponseWriter, r *http.Request) {
+			if r.FormValue("renew") != "" {
+				if err := middleware.Regenerate(r); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			own := middleware.Session(r)
+			if renew {
+				renew = false
+				s.get(t, "/do?renew=1")
+			}
+			own.Values["k"] = "added"
+			_, _ = io.WriteString(w, "hello")
+		}))
+		s.get(t, "/set?k=v")
+		if res := s.get(t, "/do"); res.StatusCode != 503 || res.Header.Get("Retry-After") == "" || len(res.Cookies()) > 0 {
+			t.Errorf("response = %d %v; want 503 with Retry-After and no cookie", res.StatusCode, res.Header)
+		}
+		if got := s.get(t, "/get").body; got != "v" {
+			t.Errorf("the session holds %q; want v under its new id", got)
+		}
+		if res := s.get(t, "/do"); res.StatusCode != 200 || s.get(t, "/get").body != "added" {
+			t.Errorf("the repetition = %d; want it saved", res.StatusCode)
+		}
+		if out.count("level=WARN") != 1 {
+			t.Errorf("log = %s; want one warning", out)
+		}
+	})
+}

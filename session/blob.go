@@ -156,7 +156,7 @@ func (st *Store) saveBlob(ctx context.Context, w http.ResponseWriter, r *http.Re
 // swap writes s over what was loaded, under key. If somebody else changed the
 // session in between, what s changed is put on top of that, and it tries again.
 func (st *Store) swap(ctx context.Context, s *sessions.Session, x *state, opts sessions.Options, base map[any]any, compat *RedisstoreConfig, tok token, key string, changed bool) error {
-	idle, _ := st.life(opts)
+	idle := st.idleOf(st.ownMaxAge(opts))
 	move := key != x.blob.key
 	for range maxMerges {
 		raw := x.blob.raw
@@ -309,7 +309,7 @@ func (st *Store) createBlob(ctx context.Context, w http.ResponseWriter, s *sessi
 	if len(raw) > st.cfg.MaxBytes {
 		return false, ErrTooLarge
 	}
-	idle, _ := st.life(opts)
+	idle := st.idleOf(st.ownMaxAge(opts))
 	key := compat.KeyPrefix + tok.cookie
 	set := redis.NewStatusCmd(ctx, "set", key, raw, "px", idle.Milliseconds(), "nx")
 	if err := st.conn.Do(ctx, "create", set); err != nil {
@@ -328,7 +328,7 @@ func (st *Store) createBlob(ctx context.Context, w http.ResponseWriter, s *sessi
 }
 
 func (st *Store) touchBlob(ctx context.Context, s *sessions.Session, x *state) error {
-	idle, _ := st.life(x.options(s))
+	idle := st.idleOf(st.ownMaxAge(x.options(s)))
 	set := redis.NewIntCmd(ctx, "pexpire", x.blob.key, idle.Milliseconds())
 	if err := st.conn.Do(ctx, "touch", set); err != nil {
 		return err
@@ -360,21 +360,19 @@ func (st *Store) adopt(ctx context.Context, s *sessions.Session, x *state, opts 
 			return err
 		}
 		c.expect = nil
-		args = st.argsFor(args.mode, opts, &c)
+		args = st.argsFor(args.mode, x, opts, &c)
 		if args.mode == modeAdopt || !c.none() {
-			reply, err := st.runSave(ctx, "adopt", x.tok.key, "", &args)
+			reply, err := st.runSave(ctx, "adopt", x.tok.key, "", &args, nil, nil)
 			if err != nil {
 				return err
 			}
 			switch reply.status {
 			case replyThere:
 				return st.joinAdopted(ctx, s, x, base)
-			case replyGone:
-				st.n.gone.Add(1)
-				return ErrSessionGone
+			case replyGone, replySuperseded:
+				return st.gone(reply.status)
 			}
-			moved.meta.maxAge = args.maxAge
-			moved.done(s, opts, &c, reply)
+			st.done(s, &moved, opts, &c, reply)
 		}
 		status, current, err := st.runSwap(ctx, old, "", time.Second)
 		if err != nil {
@@ -419,8 +417,7 @@ func (st *Store) joinAdopted(ctx context.Context, s *sessions.Session, x *state,
 		return err
 	}
 	if !found {
-		st.n.gone.Add(1)
-		return ErrSessionGone
+		return st.goneAs(y)
 	}
 	s.Values = merge(base, s.Values, under.Values)
 	y.tok, y.saved, y.bind, y.was = x.tok, stored, x.bind, x.was

@@ -7,7 +7,8 @@
 -- KEYS[…]  hash    sessions
 -- ARGV[1]  int     number of fields to set in each; ARGV[2] number of fields to delete
 -- ARGV[3…] string  for each: pairs of field and value to set, then fields to delete
--- Returns  for each 1 done, 0 gone, -1 the key holds something else; {1} if all are done
+-- Returns  for each 1 done, 0 gone, 2 superseded, -1 the key holds something else; {1} if all
+--          are done
 -- Writes   KEYS
 local call = redis.call
 local try = redis.pcall
@@ -34,7 +35,7 @@ for i = 1, #KEYS do
     if answer == 1 and 2 * new == set then
       local m = try('HGET', key, 'm')
       if type(m) ~= 'string' then
-        answer = m and -1 or 0
+        answer = m and -1 or try('HGET', key, 'n') and 2 or 0
         for j = a, last, 2 do
           call('HDEL', key, ARGV[j])
         end

@@ -19,6 +19,7 @@ const (
 	DefaultIdleTimeout     = 30 * time.Minute
 	DefaultAbsoluteTimeout = 8 * time.Hour
 	DefaultMaxBytes        = 64 << 10
+	DefaultMaxPerUser      = 100
 
 	// maxLife bounds every lifetime, so that no sum of times overflows.
 	maxLife = 10 * 365 * 24 * time.Hour
@@ -58,7 +59,7 @@ type Config struct {
 	Prefix string
 
 	// IdleTimeout is how long a session lives after its last use. Zero means
-	// DefaultIdleTimeout. A session whose Options.MaxAge is above zero, and is not
+	// DefaultIdleTimeout, or Cookie.MaxAge if that is longer. A session whose Options.MaxAge is above zero, and is not
 	// the store's own Cookie.MaxAge, lives that many seconds instead.
 	IdleTimeout time.Duration
 
@@ -92,7 +93,9 @@ type Config struct {
 	// conflict.
 	DetectConflicts bool
 
-	// MaxPerUser is how many sessions may be bound to one user. Zero: no limit.
+	// MaxPerUser is how many sessions may be bound to one user. It is decided where the
+	// user's index is written, so that logins at the same time do not pass it. Zero means
+	// DefaultMaxPerUser; below zero: no limit.
 	MaxPerUser int
 
 	// AtLimit is what happens when MaxPerUser is reached: zero is EndOldest.
@@ -134,6 +137,8 @@ type Config struct {
 
 	// Hooks are told what happens.
 	Hooks Hooks
+
+	raise bool // AbsoluteTimeout was zero: a session's own MaxAge raises it
 }
 
 // Cookie describes the session cookies. The zero value is the safe one: Path=/,
@@ -181,7 +186,8 @@ const (
 type LimitPolicy int
 
 const (
-	// EndOldest ends the sessions that were used the longest ago.
+	// EndOldest ends the sessions that were used the longest ago, once the one that
+	// is bound has been saved: a login that fails ends no other.
 	EndOldest LimitPolicy = iota
 	// RefuseNew makes binding one more fail with ErrTooManySessions.
 	RefuseNew
@@ -228,7 +234,8 @@ func (c *Config) check(rdb redis.UniversalClient) (*roundtrip.Conn, error) {
 			bad("%s is %v; use ten years or less", name, *d)
 		}
 	}
-	life("IdleTimeout", &c.IdleTimeout, DefaultIdleTimeout)
+	c.raise = c.AbsoluteTimeout == 0
+	life("IdleTimeout", &c.IdleTimeout, max(DefaultIdleTimeout, min(seconds(c.Cookie.MaxAge), maxLife)))
 	life("AbsoluteTimeout", &c.AbsoluteTimeout, max(DefaultAbsoluteTimeout, c.IdleTimeout))
 	if c.IdleTimeout > c.AbsoluteTimeout {
 		bad("IdleTimeout %v is longer than AbsoluteTimeout %v; it could never be reached", c.IdleTimeout, c.AbsoluteTimeout)
@@ -238,6 +245,9 @@ func (c *Config) check(rdb redis.UniversalClient) (*roundtrip.Conn, error) {
 		bad("TouchEvery is %v; use zero for a tenth of the idle time", c.TouchEvery)
 	case c.TouchEvery >= c.IdleTimeout:
 		bad("TouchEvery %v is not below IdleTimeout %v; sessions in use would expire", c.TouchEvery, c.IdleTimeout)
+	}
+	if seconds(c.Cookie.MaxAge) > c.AbsoluteTimeout {
+		bad("Cookie.MaxAge %v is longer than AbsoluteTimeout %v; leave AbsoluteTimeout zero or raise it", seconds(c.Cookie.MaxAge), c.AbsoluteTimeout)
 	}
 	if c.Cookie.MaxAge < 0 {
 		bad("Cookie.MaxAge is %d; use zero for a cookie that ends with the browser's session", c.Cookie.MaxAge)
@@ -258,8 +268,8 @@ func (c *Config) check(rdb redis.UniversalClient) (*roundtrip.Conn, error) {
 	case c.MaxBytes == 0:
 		c.MaxBytes = DefaultMaxBytes
 	}
-	if c.MaxPerUser < 0 {
-		bad("MaxPerUser is %d; use zero for no limit", c.MaxPerUser)
+	if c.MaxPerUser == 0 {
+		c.MaxPerUser = DefaultMaxPerUser
 	}
 	if c.AtLimit != EndOldest && c.AtLimit != RefuseNew {
 		bad("AtLimit is %d; use EndOldest or RefuseNew", c.AtLimit)

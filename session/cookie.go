@@ -150,7 +150,9 @@ func (st *Store) cookieLine(name, value string, o *sessions.Options) string {
 }
 
 // writeCookie puts the cookie into w's headers, in place of an earlier one of the
-// same name: RFC 6265bis forbids two. It reports whether it wrote one.
+// same name, domain and path, which browsers would store it over. A line for another domain
+// or path stays: an app that moves its cookie deletes the old one that way. It reports
+// whether it wrote one.
 func (st *Store) writeCookie(w http.ResponseWriter, name, value string, o *sessions.Options, maxAge int) bool {
 	if w == nil {
 		return false
@@ -169,7 +171,7 @@ func (st *Store) writeCookie(w http.ResponseWriter, name, value string, o *sessi
 	} else {
 		kept := make([]string, 0, len(before)+1)
 		for _, l := range before {
-			if n, _, _ := strings.Cut(l, "="); n != name {
+			if n, _, _ := strings.Cut(l, "="); n != name || !samePlace(l, line) {
 				kept = append(kept, l)
 			}
 		}
@@ -180,6 +182,16 @@ func (st *Store) writeCookie(w http.ResponseWriter, name, value string, o *sessi
 		h["Cache-Control"] = values[1:]
 	}
 	return true
+}
+
+// samePlace reports whether two Set-Cookie lines have the same domain and path.
+func samePlace(a, b string) bool {
+	x, err := http.ParseSetCookie(a)
+	y, err2 := http.ParseSetCookie(b)
+	if err != nil || err2 != nil {
+		return true
+	}
+	return x.Path == y.Path && strings.EqualFold(strings.TrimPrefix(x.Domain, "."), strings.TrimPrefix(y.Domain, "."))
 }
 
 // seconds is time.Duration(n) * time.Second that does not overflow.

@@ -9,8 +9,12 @@ import (
 )
 
 // Destroy deletes s in Redis and its cookie, and empties s.Values. It finishes
-// even if the client disconnects. Values that are set afterwards make a new
-// session with a new id. The error matches [ErrUnavailable] if Redis could not be
+// even if the client disconnects. A session that got a new id less than 30 seconds ago
+// ends under that one, whichever cookie this request came with; so do all sessions that
+// the request has valid cookies of this name for. Values that are set afterwards make a
+// new session with a new id. A request without a cookie of the name is sent none.
+//
+// The error matches [ErrUnavailable] if Redis could not be
 // asked; the session may then still be there, the cookie is deleted all the same. It
 // matches [ErrNotReplicated] as Save's does.
 func (st *Store) Destroy(w http.ResponseWriter, r *http.Request, s *sessions.Session) error {
@@ -25,27 +29,30 @@ func (st *Store) Destroy(w http.ResponseWriter, r *http.Request, s *sessions.Ses
 
 func (st *Store) destroy(ctx context.Context, w http.ResponseWriter, r *http.Request, s *sessions.Session, x *state, opts sessions.Options) (bool, error) {
 	var toks []token
-	switch {
-	case x.saved == stored || x.saved == unasked:
+	if x.saved == stored || x.saved == unasked || x.saved == renewed {
 		toks = []token{x.tok}
-	case x.foundling:
-		// The app made this session itself; what it wants to delete is the one that
-		// the request has a right to.
-		toks = st.presented(r, x.name)
 	}
+	if len(toks) > 0 || x.foundling { // what an app wants to delete that made s itself is the request's
+		for _, tok := range st.presented(r, x.name) {
+			if len(toks) == 0 || tok.key != toks[0].key {
+				toks = append(toks, tok)
+			}
+		}
+	}
+	needless := len(toks) == 0 && x.saved == absent && r != nil && !hasCookie(r, x.name)
 	var err error
 	for _, tok := range toks {
-		if e := st.delete(ctx, x, tok); onMaster(err) && e != nil {
+		e := st.delete(ctx, x, tok)
+		if onMaster(err) && e != nil {
 			err = e
 		}
 	}
 	if onMaster(err) {
-		if x.saved == stored {
-			st.n.destroyed.Add(1)
-			tell(st.cfg.Hooks.Destroyed, ctx, Event{Name: x.name, ID: x.tok.id, User: x.user})
-		}
 		*x = state{home: x.home, name: x.name, saved: destroyed, was: opts}
 		s.ID = ""
+	}
+	if needless {
+		return false, err
 	}
 	opts.MaxAge = -1
 	return st.writeCookie(w, x.name, "", &opts, -1), err
@@ -54,21 +61,37 @@ func (st *Store) destroy(ctx context.Context, w http.ResponseWriter, r *http.Req
 // delete deletes one session. Redisstore's copy goes first: whoever moves that
 // copy looks whether it was still there afterwards, see adopt.
 func (st *Store) delete(ctx context.Context, x *state, tok token) error {
-	cmds := []redis.Cmder{redis.NewIntCmd(ctx, "unlink", tok.key)}
-	if x.user != "" {
-		cmds = append(cmds, redis.NewIntCmd(ctx, "zrem", st.indexKey(x.user), tok.id))
+	e := ending{id: tok.id}
+	if x.user != "" && tok.key == x.tok.key {
+		e.index = st.indexKey(x.user)
 	}
+	var before []redis.Cmder
+	var blob *redis.IntCmd
 	if compat := st.compat(); compat != nil {
-		blob := redis.NewIntCmd(ctx, "unlink", compat.KeyPrefix+tok.cookie)
+		blob = redis.NewIntCmd(ctx, "unlink", compat.KeyPrefix+tok.cookie)
 		if st.conn.IsCluster() {
 			if err := st.conn.Do(ctx, "destroy", blob); err != nil {
 				return err
 			}
 		} else {
-			cmds = append([]redis.Cmder{blob}, cmds...)
+			before = append(before, blob)
 		}
 	}
-	return st.write(ctx, "destroy", cmds...)
+	err := st.end(ctx, "destroy", []*ending{&e}, before...)
+	if e.bound != "" {
+		stale := []any{tok.id, e.id}
+		if e.id == tok.id {
+			stale = stale[:1]
+		}
+		if e.id != tok.id || e.bound != x.user || st.conn.IsCluster() {
+			st.background(func() { st.leaveIndex(ctx, e.bound, stale...) })
+		}
+	}
+	if e.ended || blob != nil && blob.Val() > 0 {
+		st.n.destroyed.Add(1)
+		tell(st.cfg.Hooks.Destroyed, ctx, Event{Name: x.name, ID: e.id, User: e.bound})
+	}
+	return err
 }
 
 // presented returns the tokens that the request's cookies called name hold.

@@ -33,6 +33,9 @@ func (x *state) apply(c *changes) {
 	}
 	x.base = append(x.base, c.added...)
 	x.other, x.bytes = c.other, c.bytes
+	x.lost = slices.DeleteFunc(x.lost, func(f field) bool {
+		return slices.ContainsFunc(c.set, func(n field) bool { return n.name == f.name })
+	})
 }
 
 func (c *changes) none() bool { return len(c.set) == 0 && len(c.del) == 0 }
@@ -53,6 +56,25 @@ func (c *changes) put(st *Store, x *state, tag, name string, value []byte) field
 func (c *changes) drop(f field) {
 	c.del = append(c.del, f.name)
 	c.bytes -= len(f.name) + len(f.held)
+}
+
+// consume is drop for an element of a list: of two requests that take it out, one is too
+// late.
+func (c *changes) consume(f field) {
+	c.expects(f)
+	c.drop(f)
+}
+
+// fresh expects that there is no field called name, or the one that could not be decoded.
+func (c *changes) fresh(x *state, name string) {
+	f := field{name: name}
+	for _, l := range x.lost {
+		if l.name == name {
+			f.held = l.held
+			c.bytes -= len(name) + len(l.held)
+		}
+	}
+	c.expects(f)
 }
 
 // replaced takes a field's old value out of the count.
@@ -136,7 +158,7 @@ func (c *changes) dropEntry(e *entry) {
 		c.drop(e.field)
 	}
 	for _, f := range e.items() {
-		c.drop(f)
+		c.consume(f)
 	}
 }
 
@@ -157,7 +179,7 @@ func (st *Store) replace(c *changes, x *state, e *entry, v any, tag string) (ent
 		return next, err
 	}
 	for _, f := range e.items() {
-		c.drop(f)
+		c.consume(f)
 	}
 	if e.field.name != "" && matches(e.field.value(), v) {
 		next.field = e.field
@@ -186,12 +208,12 @@ func (st *Store) items(c *changes, x *state, key string, was []field, list []any
 		if matches(was[at].value(), list[len(kept)]) {
 			kept = append(kept, was[at])
 		} else {
-			c.drop(was[at])
+			c.consume(was[at])
 		}
 		at++
 	}
 	for _, f := range was[at:] {
-		c.drop(f)
+		c.consume(f)
 	}
 	for _, v := range list[len(kept):] {
 		b, err := appendValue(nil, v, 0)
@@ -237,7 +259,7 @@ func (st *Store) additions(c *changes, x *state, s *sessions.Session, tag string
 			if err != nil {
 				return err
 			}
-			c.expects(field{name: name})
+			c.fresh(x, name)
 			next.field = c.put(st, x, tag, name, b)
 		}
 		c.added = append(c.added, next)
@@ -275,7 +297,7 @@ func (st *Store) diffOthers(c *changes, x *state, others map[any]any, tag string
 	name := string(prefixOther)
 	c.del = slices.DeleteFunc(c.del, func(n string) bool { return n == name })
 	if len(x.other) == 0 {
-		c.expects(field{name: name})
+		c.fresh(x, name)
 	}
 	c.other = []field{c.put(st, x, tag, name, g)}
 	return nil

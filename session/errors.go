@@ -18,6 +18,12 @@ var (
 	// after this request loaded it. Nothing was written and no cookie was sent.
 	ErrSessionGone = errors.New("session: the session is gone; it was destroyed or expired after it was loaded")
 
+	// ErrSuperseded says that another request gave the session a new id after this one
+	// had loaded it, or before it came with the old cookie: the browser has the new
+	// cookie by now, so a repetition finds the session. It matches ErrSessionGone too.
+	// Nothing was written and no cookie was sent.
+	ErrSuperseded error = superseded{}
+
 	// ErrTooLarge says that the session would exceed Config.MaxBytes. Nothing was
 	// written.
 	ErrTooLarge = errors.New("session: the session is too large")
@@ -50,3 +56,11 @@ var (
 	// response's headers are gone.
 	ErrHeadersSent = errors.New("session: the response's headers are already sent")
 )
+
+type superseded struct{}
+
+func (superseded) Error() string {
+	return "session: another request gave the session a new id; the request may be repeated"
+}
+
+func (superseded) Is(target error) bool { return target == ErrSessionGone }

@@ -108,3 +108,15 @@ func untilUp(f func() error) (err error) {
 	}
 	return err
 }
+
+// sessionKeys returns the keys of the sessions in Redis, not those of ids that were
+// superseded.
+func sessionKeys(t testing.TB, rdb redis.UniversalClient, prefix string) (keys []string) {
+	t.Helper()
+	for _, k := range rdb.Keys(t.Context(), prefix+"{*").Val() {
+		if rdb.HExists(t.Context(), k, "m").Val() {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}

@@ -1,15 +1,23 @@
--- index.lua: enter a session into the index of a user's sessions.
+-- index.lua: enter a session into the index of a user's sessions, if there is room.
 --
--- KEYS[1]  zset    public ids of the user's sessions by the time they were entered
+-- KEYS[1]  zset    public ids of the user's sessions by the time they were entered; that
+--                  of one that is about to be ended for want of room is negative
 -- ARGV[1]  string  public id
 -- ARGV[2]  int     longest absolute lifetime of a session, milliseconds, > 0
--- Returns  number of entries
--- Writes   KEYS[1] with PEXPIRE; drops entries older than any session can be
+-- ARGV[3]  int     how many there may be, for a session that is not among them; 0: any
+-- ARGV[4]  string  public id that the session has until now, or ''
+-- Returns  number of entries, or -1 if there was no room
+-- Writes   KEYS[1] with PEXPIRE, which only ever gets longer
 local index = KEYS[1]
 local longest = tonumber(ARGV[2])
+local limit = tonumber(ARGV[3])
+if limit > 0 and not redis.call('ZSCORE', index, ARGV[1]) and not redis.call('ZSCORE', index, ARGV[4]) then
+  if redis.call('ZCOUNT', index, '(0', '+inf') >= limit then return -1 end
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', index, '-inf', string.format('(%.0f', now - longest - 60000))
 redis.call('ZADD', index, string.format('%.0f', now), ARGV[1])
-redis.call('PEXPIRE', index, string.format('%.0f', longest + 60000))
+if redis.call('PTTL', index) < longest + 60000 then
+  redis.call('PEXPIRE', index, string.format('%.0f', longest + 60000))
+end
 return redis.call('ZCARD', index)

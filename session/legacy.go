@@ -20,6 +20,11 @@ func (st *Store) carryOver(r *http.Request, s *sessions.Session, x *state) {
 	for k, v := range old.Values {
 		s.Values[k] = v
 	}
+	// A store of this package knows whom the session is bound to.
+	if o := recall(old); o != nil && o.user != "" {
+		user := o.user
+		x.bind = &user
+	}
 	x.carried = old
 }
 

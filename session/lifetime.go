@@ -61,22 +61,40 @@ func (st *Store) defaultIdle() time.Duration {
 	return st.cfg.IdleTimeout
 }
 
-// life returns the idle time that a save with o gives, and what meta keeps of
-// o.MaxAge.
-func (st *Store) life(o sessions.Options) (idle time.Duration, maxAge int64) {
+// ownMaxAge is what meta keeps of o.MaxAge.
+func (st *Store) ownMaxAge(o sessions.Options) int64 {
 	switch def := st.settings.Load().options.MaxAge; {
 	case o.MaxAge == def:
-		return st.defaultIdle(), 0
+		return 0
 	case o.MaxAge > 0:
-		return min(seconds(o.MaxAge), st.cfg.AbsoluteTimeout), int64(o.MaxAge)
+		return int64(min(o.MaxAge, int(maxLife/time.Second)))
 	}
-	return st.defaultIdle(), -1
+	return -1
+}
+
+// maxAgeOf is the opposite of ownMaxAge.
+func (st *Store) maxAgeOf(own int64) int {
+	switch {
+	case own > 0:
+		return int(own)
+	case own < 0:
+		return 0
+	}
+	return st.settings.Load().options.MaxAge
+}
+
+// absoluteOf is how long a session with a MaxAge of its own lives at most.
+func (st *Store) absoluteOf(own int64) time.Duration {
+	if st.cfg.raise && own > 0 {
+		return max(st.cfg.AbsoluteTimeout, seconds(int(own)))
+	}
+	return st.cfg.AbsoluteTimeout
 }
 
 // idleOf is the idle time a stored session has by today's configuration.
-func (st *Store) idleOf(m meta) time.Duration {
-	if m.maxAge > 0 {
-		return min(seconds(int(min(m.maxAge, math.MaxInt32))), st.cfg.AbsoluteTimeout)
+func (st *Store) idleOf(own int64) time.Duration {
+	if own > 0 {
+		return min(seconds(int(own)), st.absoluteOf(own))
 	}
 	return st.defaultIdle()
 }
@@ -84,15 +102,15 @@ func (st *Store) idleOf(m meta) time.Duration {
 // standing compares what is left of a session's life with what today's
 // configuration gives it.
 func (st *Store) standing(m meta, ttl time.Duration, at time.Time) (expired, touch bool) {
-	idle := st.idleOf(m)
-	absolute := time.Duration(m.absolute) * time.Millisecond
-	if absolute > st.cfg.AbsoluteTimeout || absolute <= 0 {
-		absolute = st.cfg.AbsoluteTimeout
+	idle, longest := st.idleOf(m.maxAge), st.absoluteOf(m.maxAge)
+	absolute := time.Duration(min(m.absolute, maxLife.Milliseconds())) * time.Millisecond
+	if absolute > longest || absolute <= 0 {
+		absolute = longest
 		if !at.Before(m.createdAt().Add(absolute)) {
 			return true, false
 		}
 	}
-	if idle < time.Duration(m.idle)*time.Millisecond && !at.Before(m.seenAt().Add(idle)) {
+	if idle < time.Duration(min(m.idle, maxLife.Milliseconds()))*time.Millisecond && !at.Before(m.seenAt().Add(idle)) {
 		return true, false
 	}
 	want := min(idle, m.createdAt().Add(absolute).Sub(at))
@@ -105,21 +123,26 @@ func (st *Store) standing(m meta, ttl time.Duration, at time.Time) (expired, tou
 
 // touch prolongs a session in the background, once for requests that load it at
 // the same time.
-func (st *Store) touch(ctx context.Context, tok token, m meta) {
+func (st *Store) touch(ctx context.Context, tok token) {
 	if _, already := st.touching.LoadOrStore(tok.key, nil); already {
 		return
 	}
 	ctx = context.WithoutCancel(ctx)
 	begun := st.background(func() {
 		defer st.touching.Delete(tok.key)
-		args := saveArgs{mode: modeTouch, idle: st.idleOf(m), absolute: st.cfg.AbsoluteTimeout, maxAge: m.maxAge}
-		if reply, err := st.runSave(ctx, "touch", tok.key, "", &args); err == nil && reply.status == replyDone {
+		args := st.prolong()
+		if reply, err := st.runSave(ctx, "touch", tok.key, "", &args, nil, nil); err == nil && reply.status == replyDone {
 			st.n.touched.Add(1)
 		}
 	})
 	if !begun {
 		st.touching.Delete(tok.key)
 	}
+}
+
+// prolong is what save.lua needs to prolong a session and do nothing else.
+func (st *Store) prolong() saveArgs {
+	return saveArgs{mode: modeUpdate, idle: st.defaultIdle(), absolute: st.cfg.AbsoluteTimeout, raise: st.cfg.raise, maxAge: keepMaxAge}
 }
 
 // TTL returns how long s will live if it is not used, and how long at most. Both
@@ -135,32 +158,40 @@ func (st *Store) TTL(s *sessions.Session) (idle, absolute time.Duration) {
 	if x.blob != nil {
 		return idle, idle
 	}
-	end := x.meta.createdAt().Add(min(time.Duration(x.meta.absolute)*time.Millisecond, st.cfg.AbsoluteTimeout))
+	longest := st.absoluteOf(x.meta.maxAge)
+	end := x.meta.createdAt().Add(min(time.Duration(min(x.meta.absolute, longest.Milliseconds()))*time.Millisecond, longest))
 	return idle, max(end.Sub(now()), 0)
 }
 
-// Touch prolongs the life of a stored session now, without saving its values. The
-// error matches [ErrSessionGone] or [ErrUnavailable]; it is nil for a session that is
-// not stored.
+// Touch prolongs the life of a stored session now, without saving its values. A
+// persistent cookie is sent again with the next Commit or Save. The error matches
+// [ErrSessionGone], [ErrSuperseded] too if the session has a new id, or
+// [ErrUnavailable]; it is nil for a session that is not stored.
 func (st *Store) Touch(r *http.Request, s *sessions.Session) error {
 	x := st.state(s)
-	if x == nil || x.saved != stored {
+	if x == nil {
+		return nil
+	}
+	if x.saved == renewed {
+		return st.goneAs(x)
+	}
+	if x.saved != stored {
 		return nil
 	}
 	ctx := writeContext(r)
 	if x.blob != nil {
 		return st.touchBlob(ctx, s, x)
 	}
-	args := saveArgs{mode: modeUpdate, idle: st.idleOf(x.meta), absolute: st.cfg.AbsoluteTimeout, maxAge: x.meta.maxAge}
-	reply, err := st.runSave(ctx, "touch", x.tok.key, "", &args)
+	args := st.prolong()
+	reply, err := st.runSave(ctx, "touch", x.tok.key, "", &args, nil, nil)
 	if err != nil {
 		return err
 	}
 	if reply.status != replyDone {
-		st.n.gone.Add(1)
-		return ErrSessionGone
+		return st.gone(reply.status)
 	}
 	x.took(reply)
+	x.resend = x.resend || x.was.MaxAge > 0
 	st.n.touched.Add(1)
 	return nil
 }

@@ -77,6 +77,9 @@ func (q *question) about(ctx context.Context, key string) {
 func (st *Store) fill(ctx context.Context, s *sessions.Session, x *state, tok token, hash map[string]string, pttl int64) bool {
 	m, ok := parseMeta(hash[fieldMeta])
 	if !ok {
+		if next := hash[fieldNext]; len(next) == hashLen && x.saved != renewed {
+			x.tok, x.saved, x.next = tok, renewed, next
+		}
 		return false
 	}
 	at, ttl := now(), time.Duration(pttl)*time.Millisecond
@@ -92,7 +95,7 @@ func (st *Store) fill(ctx context.Context, s *sessions.Session, x *state, tok to
 		s.Options.MaxAge = 0
 	}
 	if due {
-		st.touch(ctx, tok, m)
+		st.touch(ctx, tok)
 		x.resend = s.Options.MaxAge > 0
 	}
 	st.decode(ctx, s, x, tok, hash)
@@ -104,7 +107,7 @@ func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok 
 	if x.base = x.inline[:0]; len(hash)-1 > len(x.inline) { // one field is the meta
 		x.base = make([]entry, 0, len(hash))
 	}
-	x.other, x.bytes, x.user = nil, 0, ""
+	x.other, x.lost, x.bytes, x.user = nil, nil, 0, ""
 	lists := false
 	for name, held := range hash {
 		if len(name) == 1 {
@@ -149,6 +152,7 @@ func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok 
 			}
 		}
 		if err != nil {
+			x.lost = append(x.lost, field{name: name, held: held})
 			st.undecodable(ctx, Event{Name: x.name, ID: tok.id, User: x.user}, err)
 		}
 	}
@@ -238,13 +242,33 @@ func decodeOthers(value string) (map[any]any, error) {
 	return m, nil
 }
 
+// goneAs counts a session that was not there any more, and returns the error that says
+// why.
+func (st *Store) goneAs(x *state) error {
+	st.n.gone.Add(1)
+	if x.saved == renewed {
+		return ErrSuperseded
+	}
+	return ErrSessionGone
+}
+
+// gone is goneAs for what a script answered.
+func (st *Store) gone(status int64) error {
+	st.n.gone.Add(1)
+	if status == replySuperseded {
+		return ErrSuperseded
+	}
+	return ErrSessionGone
+}
+
 // Reload loads s again and discards changes that were not saved. The error
-// matches ErrSessionGone if the session is not in Redis any more, and
+// matches ErrSessionGone if the session is not in Redis any more, ErrSuperseded too if
+// it has a new id, and
 // ErrUnavailable if Redis could not be asked; s is unchanged then. A session that
 // is not stored stays as it is.
 func (st *Store) Reload(r *http.Request, s *sessions.Session) error {
 	x := st.state(s)
-	if x == nil || x.saved != stored && x.saved != unasked {
+	if x == nil || x.saved != stored && x.saved != unasked && x.saved != renewed {
 		return nil
 	}
 	fresh := sessions.NewSession(st, x.name)
@@ -255,8 +279,7 @@ func (st *Store) Reload(r *http.Request, s *sessions.Session) error {
 		return err
 	}
 	if !found {
-		st.n.gone.Add(1)
-		return ErrSessionGone
+		return st.goneAs(y)
 	}
 	y.was = *fresh.Options
 	if s.Options == nil {

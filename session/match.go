@@ -115,7 +115,15 @@ func (r *reader) match(v any, depth int) bool {
 		return false
 	}
 	was, err := gobDecode(s)
-	return err == nil && reflect.DeepEqual(was, v)
+	if err != nil {
+		return false
+	}
+	if reflect.DeepEqual(was, v) {
+		return true
+	}
+	// A pointer to a type that is registered as a value comes back as the value.
+	p := reflect.ValueOf(v)
+	return p.Kind() == reflect.Pointer && !p.IsNil() && reflect.DeepEqual(was, p.Elem().Interface())
 }
 
 func (r *reader) matchString(v string) bool {

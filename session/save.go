@@ -1,7 +1,6 @@
 package session
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -40,6 +39,13 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 		if err := st.catchUp(ctx, s, x); err != nil {
 			return false, err
 		}
+		opts = x.options(s)
+	}
+	if x.saved == renewed {
+		if kind == saveAnew {
+			return st.divide(ctx, w, r, s, x, opts, x.next)
+		}
+		return false, st.gone(replySuperseded)
 	}
 	if x.saved != stored {
 		return st.create(ctx, w, r, s, x, opts)
@@ -67,7 +73,7 @@ func (st *Store) settled(x *state, s *sessions.Session, opts sessions.Options) b
 	switch {
 	case st.deletes(opts):
 		return x.saved == absent || x.saved == destroyed
-	case x.saved != stored:
+	case x.saved != stored: // one that is superseded has nothing to write either
 		return len(s.Values) == 0 && (x.bind == nil || *x.bind == "")
 	}
 	return x.blob == nil && s.ID != "" && x.bind == nil && opts == x.was && x.unchanged(s)
@@ -75,7 +81,8 @@ func (st *Store) settled(x *state, s *sessions.Session, opts sessions.Options) b
 
 // update writes the changes of a stored session, under a new id if it gets one.
 func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Request, s *sessions.Session, x *state, opts sessions.Options, kind saveKind, c changes) (bool, error) {
-	cookie := kind != saveChanges || opts != x.was || x.resend
+	left, at, lasts := st.lasts(x, opts)
+	cookie := kind != saveChanges || opts != x.was || x.resend || !lasts && opts.MaxAge > 0
 	tok := x.tok
 	if kind == saveAnew {
 		var err error
@@ -86,53 +93,129 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if err := st.guard(x, tok, opts, cookie, &c); err != nil {
 		return false, err
 	}
-	args := st.argsFor(modeUpdate, opts, &c)
+	args := st.argsFor(modeUpdate, x, opts, &c)
 	if kind == saveAnew {
 		args.mode = modeRegenerate
 	}
-	user, err := st.bindArgs(r, x, &args)
-	if err != nil {
-		return false, err
-	}
-	args.restart = kind == saveAnew && user != "" && user != x.user
-
-	entered := ""
-	if user != "" && (user != x.user || kind == saveAnew) {
-		entered = user
-	}
+	user := st.bindArgs(r, x, &args)
 	var reply saveReply
-	if left, at, ok := st.lasts(x, opts); ok && kind != saveAnew && x.bind == nil && len(args.expect) == 0 {
-		var found bool
-		found, err = st.runChange(ctx, opName(kind), tok.key, &args)
-		if found {
-			reply = saveReply{status: replyDone, created: x.meta.created, absolute: x.meta.absolute, ttl: left, at: at}
+	var err error
+	switch {
+	case lasts && kind != saveAnew && x.bind == nil && len(args.expect) == 0:
+		reply.status, err = st.runChange(ctx, opName(kind), tok.key, &args)
+		reply.created, reply.absolute, reply.maxAge, reply.ttl, reply.at = x.meta.created, x.meta.absolute, x.meta.maxAge, left, at
+	case kind == saveAnew:
+		reply, user, err = st.rename(ctx, tok, x, &args, user)
+	default:
+		entered := ""
+		if x.bind != nil || args.raise && args.maxAge > 0 { // the index must live as long
+			entered = user
 		}
-	} else {
-		reply, err = st.runIndexed(ctx, opName(kind), tok, x.tok.key, &args, entered)
+		reply, err = st.runIndexed(ctx, opName(kind), tok, x.tok, x.tok.key, &args, entered)
 	}
 	if !onMaster(err) {
 		return false, err
 	}
 	switch reply.status {
 	case replyGone:
-		st.n.gone.Add(1)
-		return false, ErrSessionGone
+		return false, st.gone(reply.status)
+	case replySuperseded:
+		if kind == saveAnew {
+			return st.divide(ctx, w, r, s, x, opts, reply.next)
+		}
+		return false, st.gone(reply.status)
 	case replyConflict:
 		return false, ErrConflict
 	}
-	old, oldUser := x.tok, x.user
-	x.tok, x.user, x.bind, x.meta.maxAge = tok, user, nil, args.maxAge
-	x.done(s, opts, &c, reply)
+	old := x.tok
+	x.tok, x.user, x.bind = tok, user, nil
+	opts = st.done(s, x, opts, &c, reply)
 	st.n.saved.Add(1)
 	if kind == saveAnew {
 		st.n.regenerated.Add(1)
 		tell(st.cfg.Hooks.Regenerated, ctx, Event{Name: x.name, ID: tok.id, OldID: old.id, User: user})
 	}
-	if oldUser != "" && (oldUser != user || kind == saveAnew) {
-		st.background(func() { st.leaveIndex(ctx, oldUser, old.id) })
-	}
 	return cookie && st.sendCookie(w, x, opts), err
 }
+
+// rename runs save.lua for a new id. The index has to know the user that the session is
+// bound to in Redis, which another request may have changed since this one loaded it.
+func (st *Store) rename(ctx context.Context, tok token, x *state, args *saveArgs, user string) (saveReply, string, error) {
+	for range maxMerges {
+		if x.bind == nil {
+			args.who = "=" + user
+		}
+		reply, err := st.runIndexed(ctx, "regenerate", tok, x.tok, x.tok.key, args, user)
+		if !onMaster(err) || reply.status != replyOthers {
+			return reply, user, err
+		}
+		user = reply.user
+	}
+	return saveReply{status: replyConflict}, user, nil
+}
+
+// divide gives a request whose session got a new id by another one a session of its own,
+// with what this request holds: such as the second of two logins at once. It needs the
+// other's session to be there still, so that nothing comes back that was ended, and to be
+// bound to the same user, unless this request binds it.
+func (st *Store) divide(ctx context.Context, w http.ResponseWriter, r *http.Request, s *sessions.Session, x *state, opts sessions.Options, next string) (bool, error) {
+	tok, err := st.newToken(x.name, x.tok.tag())
+	if err != nil {
+		return false, err
+	}
+	y := &state{home: x.home, name: x.name, tok: tok, was: x.was, bind: x.bind}
+	c, err := st.diff(y, s, tok.tag())
+	if err != nil {
+		return false, err
+	}
+	c.expect = nil
+	if err := st.guard(y, tok, opts, true, &c); err != nil {
+		return false, err
+	}
+	args := st.argsFor(modeDivide, x, opts, &c)
+	user := st.bindArgs(r, x, &args)
+	if x.bind == nil {
+		args.who = "=" + user
+		if user != "" {
+			args.set = append(args.set, field{name: fieldUser, held: user})
+		}
+	}
+	if user == "" || x.bind == nil { // else bindArgs has set it
+		if label := st.label(r); label != "" {
+			args.set = append(args.set, field{name: fieldLabel, held: label})
+		}
+	}
+	var reply saveReply
+	for range maxHops {
+		reply, err = st.runIndexed(ctx, "regenerate", tok, token{}, st.keyOfID(x.tok.tag()+"."+next), &args, user)
+		if !onMaster(err) {
+			return false, err
+		}
+		if reply.status != replySuperseded {
+			break
+		}
+		next = reply.next
+	}
+	if reply.status == replyOthers {
+		reply.status = replySuperseded
+	}
+	if reply.status != replyDone {
+		if user != "" {
+			st.background(func() { st.leaveIndex(ctx, user, tok.id) })
+		}
+		return false, st.gone(reply.status)
+	}
+	*x = *y
+	x.user, x.bind = user, nil
+	opts = st.done(s, x, opts, &c, reply)
+	s.IsNew = false
+	st.n.created.Add(1)
+	tell(st.cfg.Hooks.Created, ctx, Event{Name: x.name, ID: tok.id, User: user})
+	return st.sendCookie(w, x, opts), err
+}
+
+// maxHops is how many new ids in a row are followed from a superseded one.
+const maxHops = 32
 
 // lasts reports whether a loaded session needs no prolonging yet, by the throttle
 // that a load obeys too, and how much is left of it at which time.
@@ -180,28 +263,26 @@ func (st *Store) createNew(ctx context.Context, w http.ResponseWriter, r *http.R
 		return false, err
 	}
 	c.expect = nil
-	args := st.argsFor(modeCreate, opts, &c)
+	args := st.argsFor(modeCreate, x, opts, &c)
 	if tok.foreign {
 		args.mode = modeAdopt // an id that the app chose must not be in use
 	}
-	user, err := st.bindArgs(r, x, &args)
-	if err != nil {
-		return false, err
-	}
+	user := st.bindArgs(r, x, &args)
+	args.who = ""
 	if user == "" { // else bindArgs has set it
 		if label := st.label(r); label != "" {
 			args.set = append(args.set, field{name: fieldLabel, held: label})
 		}
 	}
-	reply, err := st.runIndexed(ctx, "create", tok, "", &args, user)
+	reply, err := st.runIndexed(ctx, "create", tok, token{}, "", &args, user)
 	if !onMaster(err) {
 		return false, err
 	}
 	if reply.status != replyDone {
 		return false, ErrConflict
 	}
-	x.tok, x.user, x.bind, x.meta.maxAge = tok, user, nil, args.maxAge
-	x.done(s, opts, &c, reply)
+	x.tok, x.user, x.bind = tok, user, nil
+	opts = st.done(s, x, opts, &c, reply)
 	st.n.created.Add(1)
 	tell(st.cfg.Hooks.Created, ctx, Event{Name: x.name, ID: tok.id, User: user})
 	st.dropCarried(ctx, r, x)
@@ -223,10 +304,15 @@ func (st *Store) tokenFor(name string) (token, error) {
 	return st.newToken(name, "")
 }
 
-// argsFor returns what save.lua needs to write c.
-func (st *Store) argsFor(mode string, opts sessions.Options, c *changes) saveArgs {
-	a := saveArgs{mode: mode, absolute: st.cfg.AbsoluteTimeout, set: c.set, expect: c.expect, del: c.del}
-	a.idle, a.maxAge = st.life(opts)
+// argsFor returns what save.lua needs to write c. A MaxAge that the app has not changed
+// stays what is stored, which another request may have changed.
+func (st *Store) argsFor(mode string, x *state, opts sessions.Options, c *changes) saveArgs {
+	a := saveArgs{mode: mode, idle: st.defaultIdle(), absolute: st.cfg.AbsoluteTimeout, raise: st.cfg.raise, set: c.set, expect: c.expect, del: c.del}
+	if a.maxAge = st.ownMaxAge(opts); mode != modeCreate && mode != modeAdopt && opts.MaxAge == x.was.MaxAge {
+		a.maxAge = keepMaxAge
+		a.life = st.absoluteOf(x.meta.maxAge)
+	}
+	a.life = max(a.life, st.absoluteOf(a.maxAge))
 	return a
 }
 
@@ -243,12 +329,20 @@ func (st *Store) guard(x *state, tok token, opts sessions.Options, cookie bool, 
 	return nil
 }
 
-// done notes what Redis holds after a save.
-func (x *state) done(s *sessions.Session, opts sessions.Options, c *changes, reply saveReply) {
+// done notes what Redis holds after a save, and returns opts with the MaxAge that the
+// session has there.
+func (st *Store) done(s *sessions.Session, x *state, opts sessions.Options, c *changes, reply saveReply) sessions.Options {
 	x.apply(c)
+	if opts.MaxAge == x.was.MaxAge && st.ownMaxAge(opts) != reply.maxAge {
+		opts.MaxAge = st.maxAgeOf(reply.maxAge)
+		if s.Options != nil {
+			s.Options.MaxAge = opts.MaxAge
+		}
+	}
 	x.saved, x.was = stored, opts
 	s.ID = x.tok.id
 	x.took(reply)
+	return opts
 }
 
 // took notes the times that save.lua answered with.
@@ -256,7 +350,7 @@ func (x *state) took(reply saveReply) {
 	if x.at = reply.at; x.at.IsZero() {
 		x.at = now()
 	}
-	x.meta.created, x.meta.absolute, x.ttl = reply.created, reply.absolute, reply.ttl
+	x.meta.created, x.meta.absolute, x.meta.maxAge, x.ttl = reply.created, reply.absolute, reply.maxAge, reply.ttl
 }
 
 // sendCookie sends the cookie of a stored session. A persistent one lives no
@@ -272,17 +366,22 @@ func (st *Store) sendCookie(w http.ResponseWriter, x *state, opts sessions.Optio
 }
 
 // catchUp loads what could not be loaded before, and puts on top of it what the
-// app has set since. Nothing that is stored gets lost.
+// app has set since. Nothing that is stored gets lost: a MaxAge that the app has not
+// changed is what is stored, too.
 func (st *Store) catchUp(ctx context.Context, s *sessions.Session, x *state) error {
 	under := sessions.NewSession(st, x.name)
-	*under.Options = *s.Options
+	*under.Options = x.was
 	y := &state{home: x.home, name: x.name}
 	found, err := st.load(ctx, under, y, x.tok)
 	if err != nil {
 		return err
 	}
 	if !found {
-		x.saved, x.tok = absent, token{}
+		if y.saved == renewed {
+			x.saved, x.next = renewed, y.next
+		} else {
+			x.saved, x.tok = absent, token{}
+		}
 		return nil
 	}
 	if s.Values == nil {
@@ -301,8 +400,10 @@ func (st *Store) catchUp(ctx context.Context, s *sessions.Session, x *state) err
 		}
 	}
 	s.ID, s.IsNew = under.ID, false
-	y.bind = x.bind
-	y.was = *under.Options
+	if s.Options != nil && s.Options.MaxAge == x.was.MaxAge {
+		s.Options.MaxAge = under.Options.MaxAge
+	}
+	y.bind, y.was = x.bind, *under.Options
 	*x = *y
 	return nil
 }
@@ -318,28 +419,4 @@ func (st *Store) label(r *http.Request) string {
 		s = s[:len(s)-n]
 	}
 	return s
-}
-
-// runIndexed runs save.lua and, before it, enters the session into the index of
-// user, so that a bound session is never missing there. An entry whose session
-// does not come to be is dropped later.
-func (st *Store) runIndexed(ctx context.Context, op string, tok token, oldKey string, args *saveArgs, user string) (saveReply, error) {
-	if user == "" {
-		return st.runSave(ctx, op, tok.key, oldKey, args)
-	}
-	enter := indexScript.Cmd(ctx, []string{st.indexKey(user)}, tok.id, st.indexLife().Milliseconds())
-	if st.cfg.MaxPerUser == 0 && !st.conn.IsCluster() {
-		return st.runSave(ctx, op, tok.key, oldKey, args, enter)
-	}
-	// In an order that a pipeline to several servers would not keep.
-	entered := st.write(ctx, "index", enter)
-	if !onMaster(entered) {
-		return saveReply{}, entered
-	}
-	room := st.makeRoom(ctx, user, tok.id, oldKey)
-	if !onMaster(room) {
-		return saveReply{}, room
-	}
-	reply, err := st.runSave(ctx, op, tok.key, oldKey, args)
-	return reply, cmp.Or(err, room, entered)
 }

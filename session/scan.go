@@ -49,11 +49,30 @@ func (st *Store) All(ctx context.Context) iter.Seq2[Info, error] {
 // redisstore's layout are not included.
 func (st *Store) Len(ctx context.Context) (int, error) {
 	n := 0
-	err := st.scan(ctx, st.sessionPattern(), func(_ context.Context, _ redis.UniversalClient, keys []string) (bool, error) {
-		n += len(keys)
-		return true, nil
+	err := st.scan(ctx, st.sessionPattern(), func(ctx context.Context, master redis.UniversalClient, keys []string) (bool, error) {
+		pipe := master.Pipeline()
+		for _, key := range keys {
+			pipe.HMGet(ctx, key, fieldMeta)
+		}
+		cmds, err := pipe.Exec(ctx)
+		n += countSessions(cmds)
+		if foreign := redis.HasErrorPrefix(err, "WRONGTYPE"); foreign {
+			err = nil
+		}
+		return true, err
 	})
 	return n, st.conn.Classify("scan", err)
+}
+
+// countSessions counts those that HMGET found: at the key of an id that was superseded
+// is none.
+func countSessions(cmds []redis.Cmder) (n int) {
+	for _, cmd := range cmds {
+		if c, ok := cmd.(*redis.SliceCmd); ok && c.Err() == nil && len(c.Val()) == 1 && c.Val()[0] != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // Clear deletes all sessions of the store and the users' indexes, on every master,
@@ -62,16 +81,19 @@ func (st *Store) Len(ctx context.Context) (int, error) {
 func (st *Store) Clear(ctx context.Context) (int, error) {
 	n := 0
 	for _, pattern := range []string{st.sessionPattern(), globQuote(st.prefix()) + "user:{*}"} {
+		sessions := pattern == st.sessionPattern()
 		err := st.scan(ctx, pattern, func(ctx context.Context, master redis.UniversalClient, keys []string) (bool, error) {
 			pipe := master.Pipeline()
 			for _, key := range keys {
+				if sessions {
+					pipe.HMGet(ctx, key, fieldMeta)
+				}
 				pipe.Unlink(ctx, key)
 			}
 			cmds, err := pipe.Exec(ctx)
-			for i, cmd := range cmds {
-				if c, ok := cmd.(*redis.IntCmd); ok && c.Err() == nil && st.idOfKey(keys[i]) != "" {
-					n += int(c.Val())
-				}
+			n += countSessions(cmds)
+			if redis.HasErrorPrefix(err, "WRONGTYPE") { // somebody else's key, in our place
+				err = nil
 			}
 			return true, err
 		})

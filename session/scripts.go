@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -20,8 +21,10 @@ var (
 	indexSource string
 	//go:embed heal.lua
 	healSource string
-	//go:embed revoke.lua
-	revokeSource string
+	//go:embed end.lua
+	endSource string
+	//go:embed trim.lua
+	trimSource string
 	//go:embed swap.lua
 	swapSource string
 
@@ -29,7 +32,8 @@ var (
 	changeScript = roundtrip.NewScript(changeSource)
 	indexScript  = roundtrip.NewScript(indexSource)
 	healScript   = roundtrip.NewScript(healSource)
-	revokeScript = roundtrip.NewScript(revokeSource)
+	endScript    = roundtrip.NewScript(endSource)
+	trimScript   = roundtrip.NewScript(trimSource)
 	swapScript   = roundtrip.NewScript(swapSource)
 )
 
@@ -44,7 +48,7 @@ const (
 	modeUpdate     = "u"
 	modeRegenerate = "r"
 	modeAdopt      = "a"
-	modeTouch      = "t"
+	modeDivide     = "d"
 )
 
 // Statuses that save.lua answers with.
@@ -53,14 +57,21 @@ const (
 	replyDone
 	replyThere
 	replyConflict
+	replySuperseded
+	replyOthers
 )
+
+// keepMaxAge leaves a session the MaxAge of its own that it is stored with.
+const keepMaxAge = math.MinInt64
 
 // saveArgs are the arguments of save.lua.
 type saveArgs struct {
 	mode           string
 	idle, absolute time.Duration
-	maxAge         int64
-	restart        bool
+	maxAge         int64         // or keepMaxAge
+	raise          bool          // maxAge raises absolute
+	life           time.Duration // the longest that the session can live, for an index
+	who            string
 	set, expect    []field
 	del            []string
 }
@@ -69,21 +80,30 @@ type saveArgs struct {
 type saveReply struct {
 	status            int64
 	created, absolute int64 // as in meta
+	maxAge            int64 // as in meta
 	ttl               time.Duration
 	at                time.Time // of ttl; zero: now
+	user              string    // it was bound to until now, where who asked; of replyOthers: it is bound to
+	next              string    // of replySuperseded: the hash of the next key
 }
 
 func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.ScriptCmd {
 	keys := []string{key}
-	if a.mode == modeRegenerate {
+	if a.mode == modeRegenerate || a.mode == modeDivide {
 		keys = append(keys, old)
 	}
-	args := saveScript.Args(keys, 7+2*len(a.set)+2*len(a.expect)+len(a.del))
-	restart := ""
-	if a.restart {
-		restart = "1"
+	args := saveScript.Args(keys, 8+2*len(a.set)+2*len(a.expect)+len(a.del))
+	raise := ""
+	if a.raise {
+		raise = "1"
 	}
-	args = append(args, a.mode, max(a.idle.Milliseconds(), 1), max(a.absolute.Milliseconds(), 1), a.maxAge, restart, len(a.set), len(a.expect))
+	args = append(args, a.mode, max(a.idle.Milliseconds(), 1), max(a.absolute.Milliseconds(), 1))
+	if a.maxAge == keepMaxAge {
+		args = append(args, "keep")
+	} else {
+		args = append(args, a.maxAge)
+	}
+	args = append(args, raise, a.who, len(a.set), len(a.expect))
 	args = appendFields(args, a.set)
 	args = appendFields(args, a.expect)
 	for i := range a.del {
@@ -103,28 +123,49 @@ func appendFields(args []any, fields []field) []any {
 	return args
 }
 
-// runSave runs save.lua, with other commands of the same moment before it. The
+// runSave runs save.lua, with other commands of the same moment before or after it. The
 // reply is there beside an error for which onMaster is true.
-func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, before ...redis.Cmder) (saveReply, error) {
+func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, before, after redis.Cmder) (saveReply, error) {
 	cmd := saveCmd(ctx, key, old, a)
-	written := st.write(ctx, op, append(before, cmd)...)
+	var room [3]redis.Cmder
+	cmds := room[:0]
+	if before != nil {
+		cmds = append(cmds, before)
+	}
+	cmds = append(cmds, cmd)
+	if after != nil {
+		cmds = append(cmds, after)
+	}
+	written := st.write(ctx, op, cmds...)
 	if !onMaster(written) {
 		return saveReply{}, written
 	}
-	n, err := cmd.Int64Slice()
-	if err != nil || len(n) == 0 || n[0] == replyDone && len(n) != 4 {
+	v, err := cmd.Slice()
+	if err != nil || len(v) == 0 {
 		return saveReply{}, errReply
 	}
+	var n [5]int64
+	for i := range min(len(v), len(n)) {
+		n[i], _ = v[i].(int64)
+	}
+	last, _ := v[len(v)-1].(string)
 	r := saveReply{status: n[0]}
-	if r.status == replyDone {
-		r.created, r.absolute, r.ttl = n[1], n[2], time.Duration(n[3])*time.Millisecond
+	switch {
+	case r.status == replyDone && len(v) == 6:
+		r.created, r.absolute, r.ttl, r.maxAge, r.user = n[1], n[2], time.Duration(n[3])*time.Millisecond, n[4], last
+	case r.status == replyDone:
+		return saveReply{}, errReply
+	case r.status == replySuperseded:
+		r.next = last
+	case r.status == replyOthers:
+		r.user = last
 	}
 	return r, written
 }
 
-// runChange runs change.lua and reports whether the session was there, also beside
-// an error for which onMaster is true.
-func (st *Store) runChange(ctx context.Context, op, key string, a *saveArgs) (found bool, err error) {
+// runChange runs change.lua and returns replyDone, replyGone or replySuperseded, also
+// beside an error for which onMaster is true.
+func (st *Store) runChange(ctx context.Context, op, key string, a *saveArgs) (status int64, err error) {
 	cmd := changeScript.Each(ctx, key, 2, func(args []any) []any {
 		args = appendFields(append(args, len(a.set), len(a.del)), a.set)
 		for i := range a.del {
@@ -134,14 +175,16 @@ func (st *Store) runChange(ctx context.Context, op, key string, a *saveArgs) (fo
 	})
 	written := st.write(ctx, op, cmd)
 	if !onMaster(written) {
-		return false, written
+		return 0, written
 	}
 	switch n, ok := cmd.Reply(); {
 	case !ok:
-		return false, errReply
+		return 0, errReply
 	case n < 0:
-		return false, errForeign
+		return 0, errForeign
+	case n == 2:
+		return replySuperseded, written
 	default:
-		return n == 1, written
+		return n, written
 	}
 }

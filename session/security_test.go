@@ -194,11 +194,11 @@ func TestCookieRules(t *testing.T) {
 func TestNewJoinsAllComplaints(t *testing.T) {
 	_, err := session.New(nil, session.Config{
 		Keys: [][]byte{{1}}, EncryptionKeys: [][]byte{{1}}, Prefix: "{x}", IdleTimeout: -1, AbsoluteTimeout: time.Millisecond,
-		TouchEvery: -1, Cookie: session.Cookie{InsecureHTTP: true, SameSite: http.SameSiteNoneMode, MaxAge: -1}, MaxBytes: -1, MaxPerUser: -1,
+		TouchEvery: -1, Cookie: session.Cookie{InsecureHTTP: true, SameSite: http.SameSiteNoneMode, MaxAge: -1}, MaxBytes: -1,
 		AtLimit: 7, ZeroMaxAge: 7, Timeout: -1,
 	})
 	for _, want := range []string{"Keys[0]", "EncryptionKeys[0]", "brace", "IdleTimeout", "AbsoluteTimeout", "TouchEvery", "SameSite=None",
-		"Cookie.MaxAge", "MaxBytes", "MaxPerUser", "AtLimit", "ZeroMaxAge", "client", "timeout"} {
+		"Cookie.MaxAge", "MaxBytes", "AtLimit", "ZeroMaxAge", "client", "timeout"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("New = %v; want a complaint about %s", err, want)
 		}

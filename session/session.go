@@ -192,6 +192,8 @@ func (st *Store) NeedsCookie(s *sessions.Session) bool {
 	switch x.saved {
 	case absent:
 		return !del && (len(s.Values) > 0 || x.bind != nil && *x.bind != "")
+	case renewed:
+		return del
 	case destroyed:
 		return !del && len(s.Values) > 0
 	}

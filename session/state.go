@@ -23,7 +23,9 @@ type state struct {
 	ttl   time.Duration // that was left at loadedAt; 0: not known
 	at    time.Time     // when meta and ttl were read
 
+	next  string           // of a renewed one: the hash of the next key
 	base  []entry          // what Redis holds
+	lost  []field          // what of it could not be decoded
 	other []field          // the fields with prefixOther
 	bytes int              // of all names and values, with undecodable ones
 	user  string           // that Redis has
@@ -46,6 +48,7 @@ const (
 	stored                  // loaded or saved
 	unasked                 // a token was presented and Redis could not be asked
 	destroyed               // deleted by this request
+	renewed                 // a token was presented that another one has superseded
 )
 
 // box is a session as New makes it, with what belongs to it in one allocation.

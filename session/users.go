@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"iter"
 	"net/http"
 	"slices"
 	"strings"
@@ -28,9 +29,6 @@ type Info struct {
 
 // maxUser is how many bytes a user's name may have.
 const maxUser = 512
-
-// indexLife is how long an entry of a user's index may be needed.
-func (st *Store) indexLife() time.Duration { return st.cfg.AbsoluteTimeout }
 
 // indexKey is the key of a user's index. The name is hashed so that it can have
 // any bytes.
@@ -61,21 +59,157 @@ func (st *Store) Bind(s *sessions.Session, user string) error {
 }
 
 // bindArgs adds a pending Bind to args and returns the user that the session has
-// then.
-func (st *Store) bindArgs(r *http.Request, x *state, args *saveArgs) (user string, err error) {
+// then, as far as this request knows.
+func (st *Store) bindArgs(r *http.Request, x *state, args *saveArgs) (user string) {
 	if x.bind == nil {
-		return x.user, nil
+		return x.user
 	}
 	user = *x.bind
+	args.who = ">" + user
 	if user == "" {
 		args.del = append(slices.Clip(args.del), fieldUser)
-		return "", nil
+		return ""
 	}
 	args.set = append(slices.Clip(args.set), field{name: fieldUser, held: user})
 	if label := st.label(r); label != "" {
 		args.set = append(args.set, field{name: fieldLabel, held: label})
 	}
-	return user, nil
+	return user
+}
+
+// runIndexed runs save.lua, with the session entered into the index of user before, so
+// that a bound session is never missing there. old is the session's token until now, zero
+// if it has none; oldKey is the second key of save.lua.
+func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldKey string, args *saveArgs, user string) (saveReply, error) {
+	if user == "" {
+		reply, err := st.runSave(ctx, op, tok.key, oldKey, args, nil, nil)
+		if onMaster(err) && reply.status == replyDone {
+			st.leftUser(ctx, tok, old, user, reply.user)
+		}
+		return reply, err
+	}
+	limit, refuse := max(st.cfg.MaxPerUser, 0), st.cfg.AtLimit == RefuseNew
+	index := st.indexKey(user)
+	room := 0
+	if refuse {
+		room = limit
+	}
+	var enter *roundtrip.ScriptCmd
+	newEnter := func() *roundtrip.ScriptCmd {
+		enter = indexScript.Cmd(ctx, []string{index}, tok.id, args.life.Milliseconds(), room, old.id)
+		return enter
+	}
+	var count *redis.IntCmd
+	if limit > 0 && !refuse {
+		count = redis.NewIntCmd(ctx, "zcount", index, "(0", "+inf")
+	}
+	var reply saveReply
+	var err, entered error
+	if room == 0 && !st.conn.IsCluster() {
+		var after redis.Cmder
+		if count != nil {
+			after = count
+		}
+		if reply, err = st.runSave(ctx, op, tok.key, oldKey, args, newEnter(), after); !onMaster(err) {
+			return reply, err
+		}
+	} else {
+		// In an order that a pipeline to several servers would not keep.
+		if entered = st.enter(ctx, user, newEnter, room); !onMaster(entered) {
+			return saveReply{}, entered
+		}
+		if reply, err = st.runSave(ctx, op, tok.key, oldKey, args, nil, nil); !onMaster(err) {
+			return reply, err
+		}
+		if count != nil && reply.status == replyDone {
+			_ = st.conn.Do(ctx, "index", count) // else the next login counts
+		}
+	}
+	if reply.status != replyDone {
+		if args.mode != modeUpdate && !(args.mode == modeDivide && reply.status == replySuperseded) { // it was entered for nothing
+			st.background(func() { st.leaveIndex(ctx, user, tok.id) })
+		}
+		return reply, err
+	}
+	st.leftUser(ctx, tok, old, user, reply.user)
+	if n, _ := enter.Int64(); n >= healFrom && n&(n-1) == 0 {
+		st.background(func() { _, _ = st.Sessions(ctx, user) }) // which drops what has ended
+	}
+	if count != nil && count.Val() > int64(limit) {
+		entered = cmp.Or(entered, st.endOldest(ctx, user, tok.id))
+	}
+	return reply, cmp.Or(err, entered)
+}
+
+// healFrom is how many entries an index has at least when it is searched for those whose
+// sessions have ended, and again each time it has doubled.
+const healFrom = 64
+
+// enter runs index.lua before the session is saved. If there is no room, what has ended
+// since leaves the index first.
+func (st *Store) enter(ctx context.Context, user string, cmd func() *roundtrip.ScriptCmd, room int) error {
+	for again := false; ; again = true {
+		c := cmd()
+		err := st.write(ctx, "index", c)
+		if !onMaster(err) {
+			return err
+		}
+		if n, _ := c.Int64(); n >= 0 {
+			return err
+		}
+		if again {
+			return ErrTooManySessions
+		}
+		if list, err := st.Sessions(ctx, user); err != nil {
+			return err
+		} else if len(list) >= room {
+			return ErrTooManySessions
+		}
+	}
+}
+
+// leftUser takes a session out of the index that it is not in under this id or user any
+// more. A failure is left to the next listing.
+func (st *Store) leftUser(ctx context.Context, tok, old token, user, former string) {
+	if former == "" || old.id == "" || former == user && old.id == tok.id {
+		return
+	}
+	if st.cfg.MaxPerUser > 0 && st.cfg.AtLimit == RefuseNew {
+		st.leaveIndex(ctx, former, old.id) // its place is free at once
+		return
+	}
+	st.background(func() { st.leaveIndex(ctx, former, old.id) })
+}
+
+// endOldest ends the sessions of a user that are over the limit, those that were used
+// the longest ago, but for the one with the public id own. It is called when that one is
+// saved, so that a login that failed ends nobody, and each that is entered meanwhile
+// counts again after its own save: so the last of them sees all.
+func (st *Store) endOldest(ctx context.Context, user, own string) error {
+	list, err := st.Sessions(ctx, user)
+	if err != nil {
+		return nil // the session is saved; the next login ends them
+	}
+	args := make([]any, 0, len(list)+2)
+	args = append(args, st.cfg.MaxPerUser, own)
+	for _, i := range list {
+		if i.ID != own {
+			args = append(args, i.ID)
+		}
+	}
+	trim := trimScript.Cmd(ctx, []string{st.indexKey(user)}, args...)
+	if err := st.conn.Do(ctx, "limit", trim); err != nil {
+		return nil
+	}
+	over, _ := trim.StringSlice()
+	if len(over) == 0 {
+		return nil
+	}
+	_, _, err = st.revokeAll(ctx, user, over)
+	if !onMaster(err) {
+		return nil
+	}
+	return err
 }
 
 // leaveIndex removes a session from a user's index. A failure is left to the next
@@ -85,43 +219,87 @@ func (st *Store) leaveIndex(ctx context.Context, user string, ids ...any) {
 	st.conn.Do(ctx, "index", redis.NewIntCmd(ctx, args...))
 }
 
-// indexed returns the public ids in a user's index, the longest there first.
-func (st *Store) indexed(ctx context.Context, op, user string) ([]string, error) {
-	ids := redis.NewStringSliceCmd(ctx, "zrange", st.indexKey(user), 0, -1)
-	if err := st.conn.Do(ctx, op, ids); err != nil {
-		return nil, err
+// chunk is how many sessions are asked for or ended in one round trip, and page how many
+// entries of an index are read in one, so that each fits in Config.Timeout.
+const (
+	chunk = 250
+	page  = 5000
+)
+
+// indexed returns public ids in a user's index from the given rank on, the longest there
+// first, and how many entries it read: a page, or what there is.
+func (st *Store) indexed(ctx context.Context, op, user string, from int) (ids []string, read int, err error) {
+	cmd := redis.NewStringSliceCmd(ctx, "zrange", st.indexKey(user), from, from+page-1)
+	if err := st.conn.Do(ctx, op, cmd); err != nil {
+		return nil, 0, err
 	}
-	return slices.DeleteFunc(ids.Val(), func(id string) bool { return st.keyOfID(id) == "" }), nil
+	read = len(cmd.Val())
+	return slices.DeleteFunc(cmd.Val(), func(id string) bool { return st.keyOfID(id) == "" }), read, nil
 }
 
 // Sessions lists the sessions that are bound to user, the last used first. It
-// takes two round trips. The error matches [ErrUnavailable].
+// takes two round trips for up to 250 sessions, and one more for each further 250; see
+// SessionsOf to look at them as they come. The error matches [ErrUnavailable].
 func (st *Store) Sessions(ctx context.Context, user string) ([]Info, error) {
-	if user == "" {
-		return nil, nil
-	}
-	ids, err := st.indexed(ctx, "list", user)
-	if err != nil || len(ids) == 0 {
-		return nil, err
-	}
-	infos, err := st.describe(ctx, ids)
-	if err != nil {
-		return nil, err
-	}
 	var list []Info
-	var stale []string
-	for i, info := range infos {
-		if info.ID == "" || info.User != user {
-			stale = append(stale, ids[i])
-			continue
+	for info, err := range st.SessionsOf(ctx, user) {
+		if err != nil {
+			return nil, err
 		}
 		list = append(list, info)
 	}
-	if len(stale) > 0 {
-		st.conn.Do(context.WithoutCancel(ctx), "heal", healCmd(ctx, st.indexKey(user), stale))
-	}
+	slices.Reverse(list)
 	slices.SortStableFunc(list, func(a, b Info) int { return b.LastSeen.Compare(a.LastSeen) })
 	return list, nil
+}
+
+// SessionsOf returns the sessions that are bound to user, those that were bound the
+// longest ago first. They are asked for 250 at a time, each with its own Config.Timeout.
+// An error, which matches [ErrUnavailable], is the last thing it yields. A session that
+// gets a new id meanwhile may be missing or come twice.
+func (st *Store) SessionsOf(ctx context.Context, user string) iter.Seq2[Info, error] {
+	return func(yield func(Info, error) bool) {
+		if user == "" {
+			return
+		}
+		seen := make(map[string]bool)
+		var stale []string
+		defer func() { st.heal(ctx, user, stale) }()
+		for from := 0; ; from += page {
+			ids, read, err := st.indexed(ctx, "list", user, from)
+			if err != nil {
+				yield(Info{}, err)
+				return
+			}
+			for part := range slices.Chunk(ids, chunk) {
+				infos, err := st.describe(ctx, part)
+				if err != nil {
+					yield(Info{}, err)
+					return
+				}
+				for i, info := range infos {
+					if info.ID == "" || info.User != user {
+						stale = append(stale, part[i])
+					} else if !seen[info.ID] {
+						seen[info.ID] = true
+						if !yield(info, nil) {
+							return
+						}
+					}
+				}
+			}
+			if read < page {
+				return
+			}
+		}
+	}
+}
+
+// heal drops entries of a user's index whose sessions were found to be gone.
+func (st *Store) heal(ctx context.Context, user string, ids []string) {
+	for part := range slices.Chunk(ids, page) {
+		_ = st.conn.Do(context.WithoutCancel(ctx), "heal", healCmd(ctx, st.indexKey(user), part))
+	}
 }
 
 func healCmd(ctx context.Context, index string, ids []string) *roundtrip.ScriptCmd {
@@ -177,8 +355,9 @@ func (st *Store) info(id string, cmds []redis.Cmder) Info {
 }
 
 // Revoke ends the session with a public id if it is bound to user, and reports
-// whether it was there. It takes one round trip. The error matches [ErrUnavailable],
-// or [ErrNotReplicated] beside true.
+// whether it was there. An id that was superseded less than 30 seconds ago ends the
+// session under its new id. It takes one round trip, and one more for each new id. The
+// error matches [ErrUnavailable], or [ErrNotReplicated] beside true.
 func (st *Store) Revoke(ctx context.Context, user, id string) (bool, error) {
 	if st.keyOfID(id) == "" || user == "" {
 		return false, nil
@@ -194,10 +373,12 @@ func (st *Store) revoked(ctx context.Context, user, id string) {
 }
 
 // RevokeUser ends all sessions that are bound to user, except those with the
-// public ids in except, and returns how many there were. A session that gets a
-// new id meanwhile does not escape. It takes two round trips, and more if it met
-// sessions that were gone. After an error, which matches [ErrUnavailable], some may
-// be left; calling again is safe. [ErrNotReplicated] leaves none.
+// public ids in except, and returns how many it ended. A session that gets a
+// new id meanwhile does not escape, and one in except stays excepted. It takes two round
+// trips for up to 250 sessions and one more for each further 250, each with its own
+// Config.Timeout, and more if it met sessions that were gone. After an error, which
+// matches [ErrUnavailable], some may be left, and the last 250 may have ended without
+// being counted; calling again is safe and goes on. [ErrNotReplicated] leaves none.
 func (st *Store) RevokeUser(ctx context.Context, user string, except ...string) (int, error) {
 	if user == "" {
 		return 0, nil
@@ -206,100 +387,153 @@ func (st *Store) RevokeUser(ctx context.Context, user string, except ...string) 
 	n := 0
 	var short error
 	seen := make(map[string]bool)
-	for _, id := range except {
-		seen[id] = true
-	}
 	for {
-		ids, err := st.indexed(ctx, "revoke", user)
-		if err != nil {
-			return n, err
+		more := false // there may be entries that were not seen
+		for from := 0; ; {
+			ids, read, err := st.indexed(ctx, "revoke", user, from)
+			if err == nil {
+				err = st.follow(ctx, except, seen)
+			}
+			if err != nil {
+				return n, err
+			}
+			ids = slices.DeleteFunc(ids, func(id string) bool { return seen[id] })
+			gone := 0
+			for part := range slices.Chunk(ids, chunk) {
+				ended, again, err := st.revokeAll(ctx, user, part)
+				n += ended
+				if !onMaster(err) {
+					return n, err
+				}
+				short, more, gone = cmp.Or(short, err), more || again, gone+ended
+				for _, id := range part {
+					seen[id] = true
+				}
+			}
+			if read < page {
+				break
+			}
+			from, more = from+read-gone, true // what ended has left the index
 		}
-		ids = slices.DeleteFunc(ids, func(id string) bool { return seen[id] })
-		if len(ids) == 0 {
+		if !more {
 			return n, short
 		}
-		ended, again, err := st.revokeAll(ctx, user, ids)
-		n += ended
-		if !onMaster(err) {
-			return n, err
-		}
-		if short = cmp.Or(short, err); !again {
-			return n, short
-		}
+	}
+}
+
+// follow adds the public ids to seen, and those that superseded them.
+func (st *Store) follow(ctx context.Context, ids []string, seen map[string]bool) error {
+	for range maxHops {
+		var cmds []redis.Cmder
+		var asked []string
 		for _, id := range ids {
 			seen[id] = true
+			if key := st.keyOfID(id); key != "" {
+				asked = append(asked, id)
+				cmds = append(cmds, redis.NewStringCmd(ctx, "hget", key, fieldNext))
+			}
+		}
+		if len(cmds) == 0 {
+			return nil
+		}
+		if err := st.conn.DoEach(ctx, "revoke", cmds...); err != nil {
+			return err
+		}
+		ids = nil
+		for i, cmd := range cmds {
+			if next, err := cmd.(*redis.StringCmd).Result(); err == nil && len(next) == hashLen {
+				ids = append(ids, asked[i][:tagLen+1]+next)
+			} else if err != nil && err != redis.Nil {
+				if err := st.conn.Classify("revoke", err); err != nil {
+					return err
+				}
+			}
 		}
 	}
+	return nil
+}
+
+// ending is a session that is to be ended: where it is looked for, and what came of it.
+type ending struct {
+	id    string // public id; in the end that of the session which was there
+	user  string // it has to be bound to; "" for anybody's
+	index string // key of the index that it leaves in the same step; "" for none
+
+	ended bool
+	bound string // the user that it was bound to
+	other bool   // it is somebody else's
+}
+
+// end ends sessions, in one round trip unless one of them has another id by now: then it
+// is looked for under that. Superseded ids are known for longer than this takes.
+func (st *Store) end(ctx context.Context, op string, all []*ending, before ...redis.Cmder) error {
+	var short error
+	for range maxHops {
+		cmds := before
+		for _, e := range all {
+			keys := []string{st.keyOfID(e.id)}
+			if e.index != "" && !st.conn.IsCluster() {
+				keys = append(keys, e.index)
+			}
+			cmds = append(cmds, endScript.Cmd(ctx, keys, e.user, e.id))
+		}
+		err := st.write(ctx, op, cmds...)
+		if !onMaster(err) {
+			return err
+		}
+		short = cmp.Or(short, err)
+		var moved []*ending
+		for i, e := range all {
+			v, err := cmds[len(before)+i].(*roundtrip.ScriptCmd).Slice()
+			if err != nil || len(v) == 0 {
+				return errReply
+			}
+			code, _ := v[0].(int64)
+			text, _ := v[len(v)-1].(string)
+			switch {
+			case code == 1:
+				e.ended, e.bound = true, text
+			case code == 2 && len(text) == hashLen:
+				e.id = e.id[:tagLen+1] + text
+				moved = append(moved, e)
+			case code < 0:
+				e.other = true
+			}
+		}
+		if len(moved) == 0 {
+			break
+		}
+		all, before = moved, nil
+	}
+	return short
 }
 
 // revokeAll ends the sessions with the given ids. again reports that one of them
 // was missing: it may have got a new id, which is in the index by then.
 func (st *Store) revokeAll(ctx context.Context, user string, ids []string) (n int, again bool, err error) {
-	cmds := make([]redis.Cmder, len(ids))
+	all := make([]*ending, len(ids))
 	for i, id := range ids {
-		cmds[i] = st.revokeCmd(ctx, user, id)
+		all[i] = &ending{id: id, user: user, index: st.indexKey(user)}
 	}
-	err = st.write(ctx, "revoke", cmds...)
-	if !onMaster(err) {
-		return 0, false, err
-	}
-	var ended []any
-	for i, id := range ids {
-		switch code, _ := cmds[i].(*roundtrip.ScriptCmd).Int64(); code {
-		case 1:
-			ended = append(ended, id)
-			st.revoked(ctx, user, id)
-		case 0:
+	err = st.end(ctx, "revoke", all)
+	var ended []any // entries that the scripts have not removed
+	for i, e := range all {
+		switch {
+		case e.ended:
+			n++
+			st.revoked(ctx, user, e.id)
+			if st.conn.IsCluster() {
+				ended = append(ended, e.id)
+			}
+			if e.id != ids[i] {
+				ended = append(ended, ids[i])
+			}
+		case !e.other:
 			again = true
 		}
 	}
-	if len(ended) > 0 && st.conn.IsCluster() {
+	if len(ended) > 0 {
 		st.leaveIndex(ctx, user, ended...)
 	}
-	return len(ended), again, err
-}
-
-// revokeCmd ends one session. Its entry in the index goes with it where both can
-// be in one script, and only then: the entry of a missing session may be that of
-// one that is about to be bound.
-func (st *Store) revokeCmd(ctx context.Context, user, id string) *roundtrip.ScriptCmd {
-	keys := []string{st.keyOfID(id)}
-	if !st.conn.IsCluster() {
-		keys = append(keys, st.indexKey(user))
-	}
-	return revokeScript.Cmd(ctx, keys, user, id)
-}
-
-// makeRoom keeps to Config.MaxPerUser for a session that was just entered in the
-// index. oldKey is the session's key until now, if it had one.
-func (st *Store) makeRoom(ctx context.Context, user, id, oldKey string) error {
-	if st.cfg.MaxPerUser == 0 {
-		return nil
-	}
-	ids, err := st.indexed(ctx, "limit", user)
-	if err != nil || len(ids) <= st.cfg.MaxPerUser {
-		return err
-	}
-	list, err := st.Sessions(ctx, user)
-	if err != nil {
-		return err
-	}
-	list = slices.DeleteFunc(list, func(i Info) bool { return i.ID == id || st.keyOfID(i.ID) == oldKey })
-	over := len(list) + 1 - st.cfg.MaxPerUser
-	if over <= 0 {
-		return nil
-	}
-	if st.cfg.AtLimit == RefuseNew {
-		st.leaveIndex(ctx, user, id)
-		return ErrTooManySessions
-	}
-	var short error
-	for _, old := range list[len(list)-over:] {
-		if _, err := st.Revoke(ctx, user, old.ID); !onMaster(err) {
-			return err
-		} else if err != nil {
-			short = err
-		}
-	}
-	return short
+	return n, again, err
 }

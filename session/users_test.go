@@ -134,14 +134,48 @@ func TestIndexHealsItself(t *testing.T) {
 		if n := rdb.ZCard(t.Context(), index).Val(); n != 1 {
 			t.Errorf("%d entries; want the living one", n)
 		}
-		// What is older than any session can be goes with the next login.
-		rdb.ZAdd(t.Context(), index, redis.Z{Score: float64(time.Now().Add(-9 * time.Hour).UnixMilli()), Member: "old"})
-		login(t, newBrowser(), st, "ada")
-		if n := rdb.ZCard(t.Context(), index).Val(); n != 2 {
-			t.Errorf("%d entries after a login; want 2", n)
+	})
+}
+
+// An index outlives its sessions: a server with shorter lifetimes takes nothing from it,
+// and entries leave when their sessions have ended.
+func TestIndexOutlivesItsSessions(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		long := open(t, rdb, session.Config{IdleTimeout: 24 * time.Hour, AbsoluteTimeout: 30 * 24 * time.Hour})
+		short := open(t, rdb, session.Config{IdleTimeout: time.Minute, AbsoluteTimeout: time.Minute})
+		b := newBrowser()
+		old, err := login(t, b, long, "ada")
+		if err != nil {
+			t.Fatal(err)
 		}
-		if d := rdb.TTL(t.Context(), index).Val(); d < 8*time.Hour || d > 9*time.Hour {
-			t.Errorf("the index lives for %v; want as long as its sessions can", d)
+		index := rdb.Keys(t.Context(), session.DefaultPrefix+"user:*").Val()[0]
+		rdb.ZAdd(t.Context(), index, redis.Z{Score: float64(time.Now().Add(-20 * 24 * time.Hour).UnixMilli()), Member: old})
+		if _, err := login(t, newBrowser(), short, "ada"); err != nil {
+			t.Fatal(err)
+		}
+		if d := rdb.TTL(t.Context(), index).Val(); d < 30*24*time.Hour {
+			t.Errorf("the index lives for %v; want 30 days and some", d)
+		}
+		if n, err := short.RevokeUser(t.Context(), "ada"); n != 2 || err != nil || len(b.values(t, long)) != 0 {
+			t.Errorf("RevokeUser = %d, %v; want both sessions ended", n, err)
+		}
+		// A MaxAge that raises the absolute lifetime of a bound session raises the index' too.
+		raised := open(t, rdb, session.Config{})
+		login(t, b, raised, "eve")
+		index = rdb.Keys(t.Context(), session.DefaultPrefix+"user:*").Val()[0]
+		b.edit(t, raised, func(s *sessions.Session) { s.Options.MaxAge = 90 * 86400 })
+		if d := rdb.TTL(t.Context(), index).Val(); d < 90*24*time.Hour {
+			t.Errorf("the index lives for %v; want 90 days and some", d)
+		}
+		// Entries without sessions are dropped as the index grows, not by age.
+		unbounded := open(t, rdb, session.Config{MaxPerUser: -1})
+		for n := rdb.ZCard(t.Context(), index).Val(); n < 127; n++ {
+			rdb.ZAdd(t.Context(), index, redis.Z{Score: 3, Member: fmt.Sprintf("AAB.%043d", n)})
+		}
+		login(t, newBrowser(), unbounded, "eve")
+		unbounded.Close()
+		if n := rdb.ZCard(t.Context(), index).Val(); n > 4 {
+			t.Errorf("%d entries at the 128th login; want those of living sessions", n)
 		}
 	})
 }
