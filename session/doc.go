@@ -115,7 +115,8 @@
 //
 // A load that finds the session's idle time spent by more than [Config.TouchEvery]
 // prolongs it in the background, and a save then prolongs it as well. Otherwise
-// both leave its expiry alone.
+// both leave its expiry alone, but for a save that looks for conflicts, which always
+// prolongs it.
 //
 // # When Redis fails
 //

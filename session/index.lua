@@ -12,7 +12,7 @@ local index = KEYS[1]
 local longest = tonumber(ARGV[2])
 local limit = tonumber(ARGV[3])
 if limit > 0 and not redis.call('ZSCORE', index, ARGV[1]) and not redis.call('ZSCORE', index, ARGV[4]) then
-  if redis.call('ZCOUNT', index, '(0', '+inf') >= limit then return -1 end
+  if redis.call('ZCARD', index) >= limit then return -1 end
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

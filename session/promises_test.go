@@ -121,6 +121,46 @@ func TestMaxPerUserAtOnce(t *testing.T) {
 	})
 }
 
+// Bind and options are saved although the session could not be loaded, and nothing else
+// is needed for it.
+func TestBindAndOptionsAfterAnOutage(t *testing.T) {
+	srv := redistest.Start(t)
+	p := redistest.NewProxy(t, srv.Network(), srv.Addr())
+	rdb := redis.NewClient(&redis.Options{Addr: p.Addr(), MaxRetries: -1})
+	t.Cleanup(func() { _ = rdb.Close() })
+	st := open(t, rdb, session.Config{})
+	b := newBrowser()
+	away := func(change func(s *sessions.Session)) {
+		b.do(func(w http.ResponseWriter, r *http.Request) {
+			p.Set(redistest.Fault{CutBefore: true})
+			s, err := st.Get(r, "s")
+			if p.Clear(); !errors.Is(err, session.ErrUnavailable) {
+				t.Fatalf("Get = %v", err)
+			}
+			change(s)
+			if err := untilUp(func() error { _, err := st.Commit(w, r, s); return err }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	b.edit(t, st, func(s *sessions.Session) { s.Values["x"] = 1; _ = st.Bind(s, "ada") })
+	away(func(s *sessions.Session) { _ = st.Bind(s, "") })
+	if n, err := st.RevokeUser(t.Context(), "ada"); n != 0 || err != nil || b.values(t, st)["x"] != 1 {
+		t.Errorf("RevokeUser = %d, %v; want the session taken away from its user", n, err)
+	}
+	away(func(s *sessions.Session) { s.Options.MaxAge = 7200 })
+	if v := b.visit(t, st); v.s.Options.MaxAge != 7200 {
+		t.Errorf("MaxAge = %d; want 7200", v.s.Options.MaxAge)
+	}
+	b.edit(t, st, func(s *sessions.Session) { s.Options.MaxAge = -1 })
+	b.jar["s"] = "" // an option of no session stores none
+	away2 := b.visit(t, st)
+	away2.s.Options.MaxAge = 7200
+	if wrote, err := st.Commit(away2.w, away2.r, away2.s); wrote || err != nil {
+		t.Errorf("Commit = %v, %v; want nothing", wrote, err)
+	}
+}
+
 // Who is refused, and whom a login ends: nobody if it fails.
 func TestLimitAndFailedLogins(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
@@ -151,6 +191,19 @@ func TestLimitAndFailedLogins(t *testing.T) {
 		if _, err := login(t, newBrowser(), strict, "ada"); !errors.Is(err, session.ErrTooManySessions) {
 			t.Errorf("a second session = %v; want ErrTooManySessions", err)
 		}
+		// Nor does a new id of a bound session end another that is over the limit.
+		c, unlimited := newBrowser(), open(t, rdb, session.Config{MaxPerUser: -1})
+		if _, err := login(t, c, unlimited, "ada"); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []*session.Store{st, strict} {
+			a.renew(t, s)
+		}
+		if c.visit(t, st).s.IsNew || a.visit(t, st).s.IsNew {
+			t.Error("a new id has ended a session")
+		}
+		c.edit(t, st, func(s *sessions.Session) { s.Options.MaxAge = -1 })
+		st.Close()
 		// Room that has become free counts at once.
 		a.do(func(w http.ResponseWriter, r *http.Request) {
 			s, _ := strict.Get(r, "s")

@@ -40,6 +40,9 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 			return false, err
 		}
 		opts = x.options(s)
+		if kind == saveChanges && x.saved != stored && st.settled(x, s, opts) {
+			return false, nil // an option of a session that there is not
+		}
 	}
 	if x.saved == renewed {
 		if kind == saveAnew {
@@ -74,6 +77,9 @@ func (st *Store) settled(x *state, s *sessions.Session, opts sessions.Options) b
 	case st.deletes(opts):
 		return x.saved == absent || x.saved == destroyed
 	case x.saved != stored: // one that is superseded has nothing to write either
+		if x.saved == unasked && (x.bind != nil || opts != x.was) {
+			return false
+		}
 		return len(s.Values) == 0 && (x.bind == nil || *x.bind == "")
 	}
 	return x.blob == nil && s.ID != "" && x.bind == nil && opts == x.was && x.unchanged(s)

@@ -190,12 +190,10 @@ func (st *Store) NeedsCookie(s *sessions.Session) bool {
 	opts := x.options(s)
 	del := st.deletes(opts)
 	switch x.saved {
-	case absent:
+	case absent, destroyed:
 		return !del && (len(s.Values) > 0 || x.bind != nil && *x.bind != "")
 	case renewed:
 		return del
-	case destroyed:
-		return !del && len(s.Values) > 0
 	}
 	return del || s.ID == "" && x.saved == stored || x.resend || opts != x.was
 }

@@ -89,6 +89,10 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 		return reply, err
 	}
 	limit, refuse := max(st.cfg.MaxPerUser, 0), st.cfg.AtLimit == RefuseNew
+	more := args.mode == modeCreate || args.mode == modeDivide // one more of the user's sessions
+	if !more && args.who == "="+user {
+		limit = 0 // a new id is not
+	}
 	index := st.indexKey(user)
 	room := 0
 	if refuse {
@@ -101,7 +105,7 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 	}
 	var count *redis.IntCmd
 	if limit > 0 && !refuse {
-		count = redis.NewIntCmd(ctx, "zcount", index, "(0", "+inf")
+		count = redis.NewIntCmd(ctx, "zcard", index)
 	}
 	var reply saveReply
 	var err, entered error
@@ -135,7 +139,7 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 	if n, _ := enter.Int64(); n >= healFrom && n&(n-1) == 0 {
 		st.background(func() { _, _ = st.Sessions(ctx, user) }) // which drops what has ended
 	}
-	if count != nil && count.Val() > int64(limit) {
+	if count != nil && count.Val() > int64(limit) && (more || reply.user != user) {
 		entered = cmp.Or(entered, st.endOldest(ctx, user, tok.id))
 	}
 	return reply, cmp.Or(err, entered)
