@@ -48,6 +48,7 @@ type AccessLogConfig struct {
 // session's public id is not what its cookie holds.
 func AccessLog(cfg AccessLogConfig) Middleware {
 	return func(next http.Handler) http.Handler {
+		routes := new(routeWatch)
 		return newLayer(kindAccessLog, next, cfg.Logger, func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if cfg.Skip != nil && cfg.Skip(r) {
 				next.ServeHTTP(w, r)
@@ -56,14 +57,14 @@ func AccessLog(cfg AccessLogConfig) Middleware {
 			t := v.track(w)
 			start := time.Now()
 			finished := false
-			defer func() { cfg.log(v, t, r, time.Since(start), !finished) }()
+			defer func() { cfg.log(v, t, r, routes, time.Since(start), !finished) }()
 			next.ServeHTTP(t.out, r)
 			finished = true
 		})
 	}
 }
 
-func (cfg *AccessLogConfig) log(v *visit, t *writer, r *http.Request, took time.Duration, panicked bool) {
+func (cfg *AccessLogConfig) log(v *visit, t *writer, r *http.Request, routes *routeWatch, took time.Duration, panicked bool) {
 	status, level := t.code(), cfg.Level
 	if panicked && !t.sent {
 		status = http.StatusInternalServerError
@@ -71,6 +72,8 @@ func (cfg *AccessLogConfig) log(v *visit, t *writer, r *http.Request, took time.
 	if status >= 500 {
 		level = max(level, slog.LevelError)
 	}
+	route := v.routeOf(r)
+	routes.see(cfg.Logger, route, status)
 	logger := loggerOr(cfg.Logger)
 	if !logger.Enabled(r.Context(), level) {
 		return
@@ -78,7 +81,7 @@ func (cfg *AccessLogConfig) log(v *visit, t *writer, r *http.Request, took time.
 	var buf [16]slog.Attr
 	attrs := append(buf[:0],
 		slog.String("method", r.Method),
-		slog.String("route", v.routeOf(r)),
+		slog.String("route", route),
 		slog.Int("status", status),
 		slog.Int64("bytes", t.bytes),
 		slog.Duration("duration", took))

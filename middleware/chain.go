@@ -38,7 +38,8 @@ func Chain(mws ...Middleware) Middleware {
 // Order is the recommended order of this package's middlewares, outermost first.
 // RateLimit stands twice: by client address before the session is loaded, since
 // a denied request should cost nothing more, and by user or session after.
-// http.CrossOriginProtection belongs innermost, right before the mux.
+// A handler of CORS belongs inside of AccessLog and outside of RateLimit,
+// http.CrossOriginProtection innermost, with [Routed] between it and the mux.
 //
 // A broken order is warned about when [Chain] builds it, and, for chains that are
 // nested by hand, when the first request passes.
@@ -153,8 +154,7 @@ func (l *layer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	defer func() {
-		r.Pattern = inner.Pattern
-		v.noteRoute(inner.Pattern)
+		r.Pattern = v.noteRoute(inner, inner.Pattern)
 	}()
 	l.serve(v, w, inner, l.next)
 }

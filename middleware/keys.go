@@ -129,7 +129,7 @@ func Route(mux Router) KeyFunc {
 		if mux != nil {
 			_, pattern = mux.Handler(r)
 		}
-		return "route:" + pattern
+		return "route:" + chosenPattern(r, pattern)
 	}
 }
 

@@ -64,6 +64,7 @@ func Observers(obs ...Observer) Observer {
 // middlewares inside report what they do.
 func Observe(o Observer) Middleware {
 	return func(next http.Handler) http.Handler {
+		routes := new(routeWatch)
 		return newLayer(kindObserve, next, nil, func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
 			v.mu.Lock()
 			v.observer = o
@@ -79,23 +80,13 @@ func Observe(o Observer) Middleware {
 						ev.Status = http.StatusInternalServerError
 					}
 				}
+				routes.see(nil, ev.Name, ev.Status)
 				o.tell(ev)
 			}()
 			next.ServeHTTP(t.out, r)
 			finished = true
 		})
 	}
-}
-
-// routeOf returns the pattern of r, or, if another copy of the request was
-// routed, what that one noted.
-func (v *visit) routeOf(r *http.Request) string {
-	if r.Pattern != "" {
-		return r.Pattern
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.route
 }
 
 func (v *visit) tell(ev Event) {

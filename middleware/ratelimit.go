@@ -32,6 +32,14 @@ type RateLimitConfig struct {
 	// Skip, when set, lets requests through unseen for which it returns true.
 	Skip func(r *http.Request) bool
 
+	// ChargePreflights charges CORS preflights (OPTIONS with Origin and
+	// Access-Control-Request-Method) like other requests. Otherwise they pass: a browser
+	// sends them by itself, before the request that is charged, and takes a denied one
+	// for a refusal. They pass as long as something inside answers them as preflights;
+	// once a handler has answered one in another way, all are charged, so that nobody
+	// reaches handlers for nothing.
+	ChargePreflights bool
+
 	// NoKey says what to do with a request that the KeyFunc has no key for. The
 	// zero value uses the client's address instead.
 	NoKey NoKey
@@ -227,11 +235,39 @@ type rateLimiter struct {
 	first   atomic.Pointer[seenKey]
 	strange atomic.Int32
 	judged  atomic.Bool
+
+	answered atomic.Bool // a preflight, by a handler that takes it for a request
+}
+
+// preflight reports whether r is a CORS preflight.
+func preflight(r *http.Request) bool {
+	return r.Method == http.MethodOptions && len(r.Header["Origin"]) > 0 && len(r.Header["Access-Control-Request-Method"]) > 0
+}
+
+// preflightAnswer reports whether a response is that of something that knows CORS: it
+// allows, or says that the answer depends on who asks.
+func preflightAnswer(h http.Header) bool {
+	if len(h["Access-Control-Allow-Origin"]) > 0 {
+		return true
+	}
+	for _, line := range h["Vary"] {
+		if strings.Contains(line, "Origin") || strings.Contains(line, "Access-Control-Request-") {
+			return true
+		}
+	}
+	return false
 }
 
 func (rl *rateLimiter) serve(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler, ahead func(*visit, *http.Request)) {
 	if rl.cfg.Skip != nil && rl.cfg.Skip(r) {
 		next.ServeHTTP(w, r)
+		return
+	}
+	if preflight(r) && !rl.cfg.ChargePreflights && !rl.answered.Load() {
+		next.ServeHTTP(w, r)
+		if !preflightAnswer(w.Header()) {
+			rl.answered.Store(true)
+		}
 		return
 	}
 	key := rl.key(r)

@@ -44,10 +44,17 @@ func Recover(cfg RecoverConfig) Middleware {
 				if p == nil {
 					return
 				}
+				replaced := v.wasReplaced() // by an answer that is complete
 				if p == http.ErrAbortHandler {
+					if replaced {
+						return
+					}
 					panic(p)
 				}
 				cfg.report(v, r, p)
+				if replaced {
+					return
+				}
 				if t.sent {
 					panic(http.ErrAbortHandler)
 				}
@@ -64,10 +71,10 @@ func (cfg *RecoverConfig) report(v *visit, r *http.Request, p any) {
 	stack := debug.Stack()
 	if cfg.OnPanic == nil {
 		v.mu.Lock()
-		id, route := v.requestID, v.route
+		id := v.requestID
 		v.mu.Unlock()
 		loggerOr(cfg.Logger).LogAttrs(r.Context(), slog.LevelError, "handler panicked",
-			slog.String("panic", fmt.Sprint(p)), slog.String("method", r.Method), slog.String("route", route),
+			slog.String("panic", fmt.Sprint(p)), slog.String("method", r.Method), slog.String("route", v.routeOf(r)),
 			slog.String("request_id", id), slog.String("stack", string(stack)))
 		return
 	}

@@ -46,7 +46,7 @@ func RequestID(cfg RequestIDConfig) Middleware {
 				id = cfg.Generate()
 			}
 			v.mu.Lock()
-			v.requestID = id
+			v.requestID, v.idField = id, cfg.Header
 			v.mu.Unlock()
 			w.Header()[cfg.Header] = []string{id}
 			next.ServeHTTP(w, r)

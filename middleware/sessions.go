@@ -113,13 +113,34 @@ func (sm *sessionManager) serve(v *visit, w http.ResponseWriter, r *http.Request
 	}
 	finished := false
 	defer func() {
-		if !finished {
-			h.abort()
+		if finished {
+			return
+		}
+		h.abort()
+		if v.wasReplaced() {
+			// The answer is written, and complete; a panic would have net/http drop it.
+			if p := recover(); p != nil {
+				sm.afterReplaced(v, r, p)
+			}
 		}
 	}()
 	next.ServeHTTP(t.out, r)
 	finished = true
 	h.finish()
+}
+
+// afterReplaced deals with the panic of a handler whose response was replaced: many
+// panic because their write failed, as httputil.ReverseProxy does. What is more than
+// that is for Recover, if there is one.
+func (sm *sessionManager) afterReplaced(v *visit, r *http.Request, p any) {
+	if p == http.ErrAbortHandler {
+		return
+	}
+	if v.hasPassed(kindRecover) {
+		panic(p)
+	}
+	cfg := RecoverConfig{Logger: sm.cfg.Logger}
+	cfg.report(v, r, p)
 }
 
 // holder has one session of one request. Its lock is held while Redis is asked,
@@ -136,6 +157,7 @@ type holder struct {
 	err       error            // of loading
 	inner     context.Context  // of the request by which a handler asked last
 	touched   bool             // a handler asked
+	late      bool             // for the first time after the headers had gone
 	committed bool             // the headers have gone, or are about to
 	abandoned bool             // the handler was given up and may still be running
 	gone      bool             // the session was destroyed or expired meanwhile
@@ -246,6 +268,7 @@ func (h *holder) use(r *http.Request) (*sessions.Session, error) {
 }
 
 func (h *holder) useLocked(r *http.Request) (*sessions.Session, error) {
+	h.late = h.late || h.committed && !h.touched
 	h.touched = true
 	h.inner = r.Context()
 	return h.loadLocked(r)
@@ -296,12 +319,18 @@ func (h *holder) finish() {
 	instead := h.beforeHeaders(!h.writer.sent) // unless that has happened
 	if instead != nil && !h.writer.sent {
 		h.writer.begun = true
+		h.visit.setReplaced()
 		h.writer.replace(instead)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	// A handler that was given up before it asked may be asking just now.
 	late := h.touched && !h.abandoned && !h.givenUp() && !h.gone && !h.failed && !h.ended && (h.writer.sent || h.writer.begun)
+	if late && h.late && !h.writer.hijacked && storable(h.writer.under.Header()) {
+		warn(h.sm.cfg.Logger, WarnPublicSession, h.visit.routeOf(h.outer),
+			"a response that depends on the session went out as public, since the session was asked for after its headers had gone; "+
+				"ask for it earlier, or declare the response private", slog.String("route", h.visit.routeOf(h.outer)))
+	}
 	h.end()
 	if !late || instead != nil || len(h.cookies) == 0 && !h.sm.store.Changed(h.s) {
 		return
@@ -352,10 +381,10 @@ func (h *holder) commit(reach bool) error {
 	} else {
 		header = make(http.Header)
 		if len(h.cookies) > 0 {
-			h.tooLate("the session's cookie can't be sent")
+			h.tooLate("the session's cookie can't be sent, since the response's headers have gone")
 		}
 		if session.ID(h.s) == "" && h.sm.store.NeedsCookie(h.s) {
-			h.tooLate("a new session can't be saved")
+			h.tooLate("a new session can't be saved, since the response's headers have gone")
 			return nil
 		}
 	}
@@ -378,10 +407,18 @@ func (h *holder) commit(reach bool) error {
 	}
 	switch {
 	case reach:
-		h.markPrivate(header)
-		h.checkCookie(header)
+		cookie := h.checkCookie(header)
+		if markPrivate(header, cookie) {
+			warn(h.sm.cfg.Logger, WarnPublicSession, h.visit.routeOf(h.outer),
+				"a response that depends on the session was declared public; it is sent as private, or not to be stored at all",
+				slog.String("route", h.visit.routeOf(h.outer)))
+		}
+		if cookie && h.writer.hijacking {
+			h.tooLate("the session's cookie is in the headers of a response whose connection is hijacked, which the client gets only if " +
+				"the handler sends them, as httputil.ReverseProxy does")
+		}
 	case wrote:
-		h.tooLate("the session's cookie can't be sent")
+		h.tooLate("the session's cookie can't be sent, since the response's headers have gone")
 	}
 	return err
 }
@@ -416,67 +453,19 @@ func (h *holder) failure(err error) answer {
 
 func (h *holder) tooLate(what string) {
 	route := h.visit.routeOf(h.outer)
-	warn(h.sm.cfg.Logger, WarnHeadersSent, route, what+", since the response's headers have gone; ask for the session and change it earlier",
+	warn(h.sm.cfg.Logger, WarnHeadersSent, route, what+"; ask for the session and change it before the response begins",
 		slog.String("route", route), slog.String("error", session.ErrHeadersSent.Error()))
 	h.visit.tell(Event{Area: "http", Op: "commit", Outcome: "headers-sent", Err: session.ErrHeadersSent})
 }
 
-// markPrivate keeps shared caches from serving one user's response to another.
-func (h *holder) markPrivate(header http.Header) {
-	varied := false
-	for _, line := range header["Vary"] {
-		for name := range strings.SplitSeq(line, ",") {
-			name = strings.TrimSpace(name)
-			varied = varied || name == "*" || strings.EqualFold(name, "Cookie")
-		}
-	}
-	values := []string{"Cookie", "private"} // one allocation for the common case
-	if old := header["Vary"]; len(old) == 0 {
-		header["Vary"] = values[0:1:1]
-	} else if !varied {
-		header["Vary"] = append(old, "Cookie")
-	}
-	old := header["Cache-Control"]
-	if len(old) == 0 {
-		header["Cache-Control"] = values[1:2:2]
-	} else {
-		private, public := false, false
-		var kept []string
-		for _, line := range old {
-			for d := range strings.SplitSeq(line, ",") {
-				d = strings.TrimSpace(d)
-				name, _, _ := strings.Cut(strings.ToLower(d), "=")
-				switch name {
-				case "":
-				case "public", "s-maxage":
-					public = true
-				default:
-					private = private || name == "private" || name == "no-store"
-					kept = append(kept, d)
-				}
-			}
-		}
-		if public {
-			warn(h.sm.cfg.Logger, WarnPublicSession, h.visit.routeOf(h.outer),
-				"a response that depends on the session was declared public; it is sent as private",
-				slog.String("route", h.visit.routeOf(h.outer)))
-		}
-		if public || !private {
-			if !private {
-				kept = append(kept, "private")
-			}
-			header["Cache-Control"] = []string{strings.Join(kept, ", ")}
-		}
-	}
-}
-
-// checkCookie looks at the cookie that goes out, if one does.
-func (h *holder) checkCookie(header http.Header) {
+// checkCookie looks at the cookie that goes out, and reports whether one does.
+func (h *holder) checkCookie(header http.Header) (sent bool) {
 	for _, line := range header["Set-Cookie"] {
 		value, ok := strings.CutPrefix(line, h.sm.name+"=")
 		if !ok {
 			continue
 		}
+		sent = true
 		value, attrs, _ := strings.Cut(value, ";")
 		if value == "" { // a deletion
 			continue
@@ -492,6 +481,7 @@ func (h *holder) checkCookie(header http.Header) {
 				slog.String("cookie", h.sm.name))
 		}
 	}
+	return sent
 }
 
 // moveCookies adds the cookies of from to header, in place of earlier ones of the
@@ -505,9 +495,6 @@ func moveCookies(header, from http.Header) {
 			}
 		}
 		header["Set-Cookie"] = append(kept, line)
-		if len(header["Cache-Control"]) == 0 {
-			header["Cache-Control"] = []string{"no-store"}
-		}
 	}
 }
 

@@ -20,8 +20,8 @@ import (
 )
 
 // TestSessionHijack: data is saved before the connection is handed over; the
-// cookie goes with a 101 that the handler sends by WriteHeader, and is reported
-// missing otherwise.
+// cookie goes with a 101 that the handler sends by WriteHeader, and is warned about
+// where the handler must send it.
 func TestSessionHijack(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		out, logger := newLogs()
@@ -121,8 +121,9 @@ func TestSessionHijack(t *testing.T) {
 		if len(res.Cookies()) != 0 || out.count("headers-sent") == 0 {
 			t.Errorf("new session in a handler's own handshake: cookies %v, log %s; want none, and headers-sent", res.Cookies(), out)
 		}
-		if after, _ := st.Len(context.Background()); after != before {
-			t.Errorf("sessions = %d; want %d as before", after, before)
+		// It was stored: a handler that sends the headers it finds needs it.
+		if after, _ := st.Len(context.Background()); after != before+1 {
+			t.Errorf("sessions = %d; want %d", after, before+1)
 		}
 		if out.count("status=101") != 3 {
 			t.Errorf("log = %s; want three requests with status 101", out)

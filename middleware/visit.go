@@ -20,19 +20,24 @@ import (
 type visit struct {
 	context.Context
 
-	mu        sync.Mutex
-	passed    kind
-	writer    *writer // the innermost
-	observer  Observer
-	requestID string
-	route     string
-	addr      netip.Addr // of the client, once resolved
-	holders   []*holder
-	decisions []Decision
-	cache     string
-	registry  *sessions.Registry // gorilla's, see registry.go
-	loading   *session.Loading   // a session on its way, of the Sessions that will ask for it
-	loadingOf *sessionManager
+	mu         sync.Mutex
+	passed     kind
+	writer     *writer // the innermost
+	observer   Observer
+	requestID  string
+	idField    string     // the response field that has it
+	route      string     // what a mux has found, the innermost first
+	routePath  string     // of the request for which it was
+	routeAhead string     // what it will find
+	routeSet   bool       // by SetRoute
+	replaced   bool       // the response, by an error answer
+	addr       netip.Addr // of the client, once resolved
+	holders    []*holder
+	decisions  []Decision
+	cache      string
+	registry   *sessions.Registry // gorilla's, see registry.go
+	loading    *session.Loading   // a session on its way, of the Sessions that will ask for it
+	loadingOf  *sessionManager
 
 	room struct { // for what most requests have one of
 		holders   [1]*holder
@@ -78,13 +83,22 @@ func (v *visit) pass(k kind) kind {
 	return before
 }
 
-func (v *visit) noteRoute(pattern string) {
-	if pattern == "" {
-		return
-	}
+func (v *visit) hasPassed(k kind) bool {
 	v.mu.Lock()
-	v.route = pattern
+	defer v.mu.Unlock()
+	return v.passed&k != 0
+}
+
+func (v *visit) setReplaced() {
+	v.mu.Lock()
+	v.replaced = true
 	v.mu.Unlock()
+}
+
+func (v *visit) wasReplaced() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.replaced
 }
 
 // takeLoading returns the session that was begun to be loaded for sm, or nil.
@@ -118,16 +132,7 @@ func (v *visit) track(w http.ResponseWriter) *writer {
 	defer v.mu.Unlock()
 	if v.writer == nil || v.writer.out != w {
 		v.writer = newWriter(w)
+		v.writer.visit = v
 	}
 	return v.writer
-}
-
-// SetRoute tells the middlewares outside which route serves r, for routers that
-// don't set r.Pattern themselves, such as gorilla/mux and gin. AccessLog and
-// Observe report it. It must be called while the request is being served.
-func SetRoute(r *http.Request, pattern string) {
-	r.Pattern = pattern
-	if v := visitOf(r); v != nil {
-		v.noteRoute(pattern)
-	}
 }

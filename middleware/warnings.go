@@ -27,6 +27,7 @@ const (
 	WarnInsecureCookie          Code = "insecure-cookie"
 	WarnUnsignedSessions        Code = "unsigned-sessions"
 	WarnPublicSession           Code = "public-session-response"
+	WarnRouteUnknown            Code = "route-unknown"
 	WarnHeadersSent             Code = "headers-sent"
 	WarnSessionAbandoned        Code = "session-abandoned"
 	WarnEvictsSessions          Code = "evicts-sessions"

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 
 	"github.com/felixge/httpsnoop"
 )
@@ -27,12 +28,15 @@ type writer struct {
 	status int // 0 until the final one is known
 	bytes  int64
 
-	begun    bool // hooks have run
-	sent     bool // headers are out, or the connection is the handler's
-	hijacked bool
-	replaced bool
-	before   []*holder // whose sessions are to be saved before the first byte
-	room     [1]*holder
+	begun     bool // hooks have run
+	sent      bool // headers are out, or the connection is the handler's
+	hijacked  bool
+	hijacking bool // the handler has asked for the connection
+	replaced  bool
+	before    []*holder // whose sessions are to be saved before the first byte
+	room      [1]*holder
+	visit     *visit
+	kept      http.Header // what an informational response might have taken along
 }
 
 type answer func(w http.ResponseWriter)
@@ -67,6 +71,7 @@ func newWriter(w http.ResponseWriter) *writer {
 func (t *writer) writeHeader(code int) {
 	if code < 200 && code != http.StatusSwitchingProtocols || code > 999 {
 		if !t.replaced {
+			t.keepFields()
 			t.under.WriteHeader(code) // informational, or so wrong that net/http panics
 		}
 		return
@@ -120,9 +125,11 @@ func (t *writer) flushError() error {
 
 func (t *writer) hijack() (net.Conn, *bufio.ReadWriter, error) {
 	// Not before WriteHeader(101), if the handler sends it that way: then the hooks
-	// have run. Otherwise it writes its own headers to the connection, and ours are
-	// lost.
-	t.runHooks(false)
+	// have run. Otherwise it may write the headers that are set here to the connection,
+	// as httputil.ReverseProxy does, or its own; and Hijack may fail, so that the
+	// handler answers as usual.
+	t.hijacking = true
+	t.runHooks(true)
 	if t.replaced {
 		return nil, nil, ErrReplaced
 	}
@@ -157,10 +164,34 @@ func (t *writer) runHooks(headers bool) {
 		return
 	}
 	t.begun = true
+	t.restoreFields()
 	for i := len(t.before) - 1; i >= 0; i-- { // the innermost first
 		if instead := t.before[i].beforeHeaders(headers); instead != nil {
+			t.before[i].visit.setReplaced()
 			t.replace(instead)
 			return
+		}
+	}
+}
+
+// keepFields remembers the fields of this package before an informational response is
+// sent. httputil.ReverseProxy empties the header map after each that it passes on.
+func (t *writer) keepFields() {
+	if t.kept != nil || t.begun {
+		return
+	}
+	t.kept = make(http.Header)
+	for name, values := range t.under.Header() {
+		if strings.Contains(name, "Ratelimit") || name == t.visit.idField {
+			t.kept[name] = values
+		}
+	}
+}
+
+func (t *writer) restoreFields() {
+	for name, values := range t.kept {
+		if h := t.under.Header(); len(h[name]) == 0 {
+			h[name] = values
 		}
 	}
 }

@@ -13,12 +13,15 @@ import (
 func Gin(a *App) http.Handler {
 	gin.SetMode(gin.ReleaseMode)
 	e := gin.New()
-	e.Use(func(c *gin.Context) { middleware.SetRoute(c.Request, c.FullPath()) })
+	e.Use(GinRoute)
 	e.Group("/item", ginUse(a.Sessions())).GET("/:id", func(c *gin.Context) { count(c.Writer, c.Request, c.Param("id")) })
 	e.GET("/limited", ginUse(a.Limit()), gin.WrapF(limited))
 	e.GET("/boom", gin.WrapF(boom))
 	return a.Around()(e)
 }
+
+// GinRoute tells the middlewares outside the route.
+func GinRoute(c *gin.Context) { middleware.SetRoute(c.Request, c.FullPath()) }
 
 // ginUse makes a gin middleware of one for net/http.
 func ginUse(mw middleware.Middleware) gin.HandlerFunc {

@@ -12,7 +12,7 @@ import (
 // one more tells AccessLog the route.
 func GorillaMux(a *App) http.Handler {
 	r := mux.NewRouter()
-	r.Use(gorillaRoute)
+	r.Use(GorillaRoute)
 	items := r.NewRoute().Subrouter()
 	items.Use(a.Sessions())
 	items.HandleFunc("/item/{id}", func(w http.ResponseWriter, r *http.Request) { count(w, r, mux.Vars(r)["id"]) })
@@ -22,7 +22,8 @@ func GorillaMux(a *App) http.Handler {
 	return a.Around()(r)
 }
 
-func gorillaRoute(next http.Handler) http.Handler {
+// GorillaRoute tells the middlewares outside the route.
+func GorillaRoute(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if pattern, err := mux.CurrentRoute(r).GetPathTemplate(); err == nil {
 			middleware.SetRoute(r, pattern)
