@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,6 +48,9 @@ type Finding struct {
 // A non-nil error means that Redis could not be asked, and is no reason not to
 // start: sessions, limits and caches work as soon as it is back.
 func Check(ctx context.Context, rdb redis.UniversalClient, cfg CheckConfig) ([]Finding, error) {
+	if rdb == nil || reflect.ValueOf(rdb).Kind() == reflect.Pointer && reflect.ValueOf(rdb).IsNil() {
+		return nil, errors.New("middleware: Check without a client; make one with redis.NewUniversalClient")
+	}
 	if cfg.MaxSkew <= 0 {
 		cfg.MaxSkew = time.Second
 	}
@@ -142,7 +146,7 @@ func (c *checker) clock(ctx context.Context, rdb redis.Cmdable) error {
 	}
 	trip := time.Since(sent)
 	skew := server.Sub(sent.Add(trip / 2)).Abs()
-	if skew > c.cfg.MaxSkew+trip/2 {
+	if skew-trip/2 > c.cfg.MaxSkew { // a sum could overflow
 		c.found(WarnClockSkew, "this machine's clock and Redis' differ by %v; limits and sessions go by Redis' clock, "+
 			"but cookies' Expires and log times by this one's; synchronize them by NTP", skew.Round(time.Millisecond))
 	}

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -28,6 +29,21 @@ type ClientAddrConfig struct {
 	// from the client by default at their vendors: configure the proxy first.
 	Header string
 
+	// HeaderFrom names who writes Header, if it is not the proxy that connects here: of
+	// CDN → nginx → app the addresses of the CDN, while Trusted has nginx's. The hops are
+	// followed along X-Forwarded-For, and Header is believed only where one of HeaderFrom
+	// is reached; whoever comes to nginx past the CDN is taken for what X-Forwarded-For
+	// says. For the headers of CDNs, CF-Connecting-IP, True-Client-IP, Fastly-Client-IP,
+	// X-Azure-ClientIP and CloudFront-Viewer-Address, empty means those of Trusted that
+	// are public, since a proxy in front of the app passes on what anybody sent.
+	HeaderFrom []netip.Prefix
+
+	// Hops, for proxies whose addresses are not known, says how many there are: the
+	// client is the entry of the list at that place from the right, what the outermost
+	// proxy wrote. Whoever can reach the app past them can then name any address. A list
+	// that is shorter, or no address there, gives the TCP peer. Not with Trusted.
+	Hops int
+
 	// MaxHops bounds how many entries of a list are looked at. Zero means 32.
 	MaxHops int
 
@@ -50,8 +66,8 @@ type ClientAddrConfig struct {
 // client is the last hop that was verified. IPv4-mapped addresses become IPv4,
 // zones are dropped, ports are allowed.
 //
-// ClientAddr panics if a prefix is invalid, since that is a mistake in the
-// program.
+// ClientAddr panics if a prefix or header name is invalid or cfg contradicts itself,
+// since that is a mistake in the program.
 func ClientAddr(cfg ClientAddrConfig) Middleware {
 	res := newResolver(cfg)
 	return func(next http.Handler) http.Handler {
@@ -87,43 +103,52 @@ func clientAddr(r *http.Request) (addr netip.Addr, resolved bool) {
 
 // Prefixes parses CIDR prefixes and single addresses for
 // [ClientAddrConfig.Trusted]. It panics if one is malformed, so that a typo in a
-// program is found when it starts; use netip.ParsePrefix for what users configure.
+// program is found when it starts; use [ParsePrefixes] for what users configure.
 func Prefixes(cidrs ...string) []netip.Prefix {
-	out := make([]netip.Prefix, len(cidrs))
-	for i, s := range cidrs {
-		if !strings.Contains(s, "/") {
-			addr := netip.MustParseAddr(s)
-			out[i] = netip.PrefixFrom(addr, addr.BitLen())
-			continue
-		}
-		out[i] = netip.MustParsePrefix(s)
+	out, err := ParsePrefixes(cidrs...)
+	if err != nil {
+		panic(err.Error())
 	}
 	return out
+}
+
+// ParsePrefixes is Prefixes with an error for the first that is malformed.
+func ParsePrefixes(cidrs ...string) ([]netip.Prefix, error) {
+	out := make([]netip.Prefix, len(cidrs))
+	for i, s := range cidrs {
+		p, err := netip.ParsePrefix(s)
+		if !strings.Contains(s, "/") {
+			var addr netip.Addr
+			addr, err = netip.ParseAddr(s)
+			p = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("middleware: %q is neither an address nor a prefix such as 10.0.0.0/8: %w", s, err)
+		}
+		out[i] = p
+	}
+	return out, nil
 }
 
 type resolver struct {
 	cfg    ClientAddrConfig
 	header string
+	from   []netip.Prefix // who writes a header with a single address; empty: the trusted peer
 	list   func(lines []string, yield func(netip.Addr) bool)
 }
 
 func newResolver(cfg ClientAddrConfig) *resolver {
-	cfg.Trusted = slices.Clone(cfg.Trusted)
-	for i, p := range cfg.Trusted {
-		if !p.IsValid() {
-			panic("middleware: ClientAddrConfig.Trusted has an invalid prefix; use netip.MustParsePrefix or middleware.Prefixes")
-		}
-		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
-			cfg.Trusted[i] = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
-		}
-	}
-	if cfg.MaxHops < 0 {
-		panic("middleware: ClientAddrConfig.MaxHops is negative; use zero for 32")
+	cfg.Trusted, cfg.HeaderFrom = unmapped(cfg.Trusted), unmapped(cfg.HeaderFrom)
+	if cfg.MaxHops < 0 || cfg.Hops < 0 {
+		panic("middleware: ClientAddrConfig.MaxHops or Hops is negative; use zero for the default")
 	}
 	if cfg.MaxHops == 0 {
 		cfg.MaxHops = 32
 	}
-	res := &resolver{cfg: cfg, header: http.CanonicalHeaderKey(cfg.Header)}
+	if tokenLen(cfg.Header) != len(cfg.Header) {
+		panic("middleware: ClientAddrConfig.Header is no name of a header: " + cfg.Header)
+	}
+	res := &resolver{cfg: cfg, header: http.CanonicalHeaderKey(cfg.Header), from: cfg.HeaderFrom}
 	switch res.header {
 	case "":
 		res.header = "X-Forwarded-For"
@@ -132,8 +157,44 @@ func newResolver(cfg ClientAddrConfig) *resolver {
 		res.list = walkXFF
 	case "Forwarded":
 		res.list = walkForwarded
+	case "Cf-Connecting-Ip", "True-Client-Ip", "Fastly-Client-Ip", "X-Azure-Clientip", "Cloudfront-Viewer-Address":
+		if len(res.from) == 0 && len(cfg.Trusted) > 0 {
+			for _, p := range cfg.Trusted {
+				if public(p.Addr()) {
+					res.from = append(res.from, p)
+				}
+			}
+			if len(res.from) == 0 {
+				panic("middleware: ClientAddrConfig.Header is one of a CDN, and Trusted has no public address: a proxy passes on what anybody sent; name the CDN's addresses in HeaderFrom")
+			}
+		}
+	}
+	if res.list != nil && len(cfg.HeaderFrom) > 0 {
+		panic("middleware: ClientAddrConfig.HeaderFrom is for a Header with a single address; put all proxies of a list into Trusted")
+	}
+	if cfg.Hops > 0 && (res.list == nil || len(cfg.Trusted) > 0) {
+		panic("middleware: ClientAddrConfig.Hops counts entries of a list, and trusts by number; use it without Trusted and with X-Forwarded-For or Forwarded")
 	}
 	return res
+}
+
+// unmapped copies prefixes, those of IPv4-mapped addresses as IPv4.
+func unmapped(prefixes []netip.Prefix) []netip.Prefix {
+	prefixes = slices.Clone(prefixes)
+	for i, p := range prefixes {
+		if !p.IsValid() {
+			panic("middleware: ClientAddrConfig.Trusted or HeaderFrom has an invalid prefix; use netip.MustParsePrefix or middleware.Prefixes")
+		}
+		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+			prefixes[i] = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+		}
+	}
+	return prefixes
+}
+
+// public reports whether addr is one that the internet routes.
+func public(addr netip.Addr) bool {
+	return addr.IsGlobalUnicast() && !addr.IsPrivate() && !netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64}), 10).Contains(addr)
 }
 
 func (res *resolver) resolve(r *http.Request) netip.Addr {
@@ -141,38 +202,75 @@ func (res *resolver) resolve(r *http.Request) netip.Addr {
 		return plain(res.cfg.Resolve(r))
 	}
 	peer := parseAddr(r.RemoteAddr)
-	if !res.trusts(peer) {
+	if n := res.cfg.Hops; n > 0 {
+		client := peer
+		res.list(r.Header[res.header], func(addr netip.Addr) bool {
+			if n--; n == 0 && addr.IsValid() {
+				client = addr
+			}
+			return n > 0
+		})
+		return client
+	}
+	if !res.trusts(peer) && !contains(res.from, peer) {
 		if len(res.cfg.Trusted) == 0 && !res.cfg.TrustUnixSocket {
 			warnForwarded(res.cfg.Logger, r)
 		}
 		return peer
 	}
-	lines := r.Header[res.header]
-	if res.list == nil { // a single address: the last line is the proxy's
-		if len(lines) == 0 {
-			return peer
+	if res.list != nil {
+		client, _ := res.walk(peer, r.Header[res.header])
+		return client
+	}
+	if len(res.from) > 0 && !contains(res.from, peer) {
+		if client, reached := res.walk(peer, r.Header["X-Forwarded-For"]); !reached {
+			return client
 		}
-		if addr := parseAddr(strings.TrimSpace(lines[len(lines)-1])); addr.IsValid() {
-			return addr
-		}
+	}
+	lines := r.Header[res.header] // a single address: the last line is the proxy's
+	if len(lines) == 0 {
 		return peer
 	}
+	value := trimOWS(lines[len(lines)-1])
+	if res.header == "Cloudfront-Viewer-Address" { // always with a port, and never in brackets
+		if i := strings.LastIndexByte(value, ':'); i >= 0 && isPort(value[i:]) {
+			value = value[:i]
+		}
+	}
+	if addr := parseAddr(value); addr.IsValid() {
+		return addr
+	}
+	return peer
+}
+
+// walk follows the hops of a list from peer, past those that are trusted. It reports
+// whether one of those was reached that write the header.
+func (res *resolver) walk(peer netip.Addr, lines []string) (client netip.Addr, reached bool) {
 	client, hops := peer, 0
-	res.list(lines, func(addr netip.Addr) bool {
+	list := res.list
+	if list == nil {
+		list = walkXFF
+	}
+	list(lines, func(addr netip.Addr) bool {
 		if hops++; hops > res.cfg.MaxHops || !addr.IsValid() {
 			return false
 		}
 		client = addr
-		return res.trusts(addr)
+		reached = contains(res.from, addr)
+		return !reached && res.trusts(addr)
 	})
-	return client
+	return client, reached
 }
 
 func (res *resolver) trusts(addr netip.Addr) bool {
 	if !addr.IsValid() {
 		return res.cfg.TrustUnixSocket
 	}
-	for _, p := range res.cfg.Trusted {
+	return contains(res.cfg.Trusted, addr)
+}
+
+func contains(prefixes []netip.Prefix, addr netip.Addr) bool {
+	for _, p := range prefixes {
 		if p.Contains(addr) {
 			return true
 		}
@@ -339,6 +437,13 @@ func parseAddr(s string) netip.Addr {
 		}
 		s = s[:c]
 	}
+	if strings.Count(s, ":") == 8 && !strings.Contains(s, "::") { // all of IPv6, and a port without brackets
+		i := strings.LastIndexByte(s, ':')
+		if !isPort(s[i:]) {
+			return netip.Addr{}
+		}
+		s = s[:i]
+	}
 	addr, err := netip.ParseAddr(s)
 	if err != nil {
 		return netip.Addr{}
@@ -366,6 +471,40 @@ func isPort(s string) bool {
 // plain makes equal what is one host: IPv4-mapped addresses become IPv4, and
 // zones, which mean something on one machine only, are dropped.
 func plain(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
+
+var (
+	nat64     = netip.MustParsePrefix("64:ff9b::/96") // RFC 6052, and RFC 7755 for servers
+	teredo    = netip.MustParsePrefix("2001::/32")    // RFC 4380
+	sixToFour = netip.MustParsePrefix("2002::/16")    // RFC 3056
+)
+
+// translated returns the IPv4 address of a client whose IPv6 address is one that a
+// translator or relay made of it, for its account: the /64 network of such an address
+// belongs to everybody or to one of many that the client has. It is never used to decide
+// whom to trust, since a client chooses what it embeds.
+func translated(addr netip.Addr) netip.Addr {
+	if !addr.Is6() {
+		return addr
+	}
+	b := addr.As16()
+	var v4 [4]byte
+	switch {
+	case nat64.Contains(addr):
+		copy(v4[:], b[12:])
+	case sixToFour.Contains(addr):
+		copy(v4[:], b[2:])
+	case teredo.Contains(addr):
+		for i := range v4 {
+			v4[i] = ^b[12+i]
+		}
+	default:
+		return addr
+	}
+	if embedded := netip.AddrFrom4(v4); public(embedded) {
+		return embedded
+	}
+	return addr
+}
 
 // forwardingHeaders are what proxies write, by which one that nobody trusts is
 // noticed.

@@ -22,7 +22,8 @@ type KeyFunc func(r *http.Request) string
 // IPv6 address, since one customer usually has that many and a client could
 // otherwise change its address for every request.
 //
-// The address is the one [ClientAddr] has resolved, or the TCP peer's.
+// The address is the one [ClientAddr] has resolved, or the TCP peer's. The IPv4
+// address inside one of NAT64 (64:ff9b::/96), 6to4 or Teredo counts as IPv4.
 func ClientIP() KeyFunc { return ClientNetwork(32, 64) }
 
 // ClientNetwork limits by the network of the client address: its first v4 bits
@@ -40,7 +41,7 @@ func ClientNetwork(v4, v6 int) KeyFunc {
 				v.pass(usedClientIP)
 			}
 		}
-		return addrKey(addr, v4, v6)
+		return addrKey(translated(addr), v4, v6)
 	}
 }
 

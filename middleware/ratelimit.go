@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/dunglas/httpsfv"
+
 	"github.com/redporch/redporch/ratelimit"
 )
 
@@ -217,6 +219,12 @@ func (cfg *RateLimitConfig) check(l *ratelimit.Limiter, key KeyFunc) error {
 	}
 	if n := len(cfg.PartitionSecret); n > 0 && n < 16 {
 		errs = append(errs, errors.New("middleware: RateLimitConfig.PartitionSecret is shorter than 16 bytes"))
+	}
+	if _, err := httpsfv.Marshal(httpsfv.NewItem(cfg.QuotaUnit)); err != nil {
+		errs = append(errs, errors.New("middleware: RateLimitConfig.QuotaUnit has other characters than printable ASCII"))
+	}
+	if known := Draft11 | Draft7 | Draft6 | XRateLimit | XRateLimitUnix | NoHeaders; cfg.Headers&^known != 0 {
+		errs = append(errs, errors.New("middleware: RateLimitConfig.Headers has an unknown dialect"))
 	}
 	if cfg.NoKey > NoKeyDeny {
 		errs = append(errs, errors.New("middleware: RateLimitConfig.NoKey is unknown"))

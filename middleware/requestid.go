@@ -19,16 +19,19 @@ type RequestIDConfig struct {
 	// "-_.~+/=:", is replaced.
 	TrustIncoming bool
 
-	// Generate makes an id. Nil means 26 random characters (130 bits). It must be
-	// safe for concurrent use.
+	// Generate makes an id. Nil means 26 random characters (130 bits), which also
+	// replace one that TrustIncoming would replace. It must be safe for concurrent use.
 	Generate func() string
 }
 
 // RequestID gives each request an id, which handlers read with [RequestIDOf] and
-// AccessLog logs.
+// AccessLog logs. It panics if cfg.Header is no name of a header.
 func RequestID(cfg RequestIDConfig) Middleware {
 	if cfg.Header == "" {
 		cfg.Header = "X-Request-Id"
+	}
+	if tokenLen(cfg.Header) != len(cfg.Header) {
+		panic("middleware: RequestIDConfig.Header is no name of a header: " + cfg.Header)
 	}
 	cfg.Header = http.CanonicalHeaderKey(cfg.Header)
 	if cfg.Generate == nil {
@@ -43,7 +46,9 @@ func RequestID(cfg RequestIDConfig) Middleware {
 				}
 			}
 			if id == "" {
-				id = cfg.Generate()
+				if id = cfg.Generate(); !validRequestID(id) {
+					id = rand.Text()
+				}
 			}
 			v.mu.Lock()
 			v.requestID, v.idField = id, cfg.Header

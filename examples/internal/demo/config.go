@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/middleware"
 )
 
 // config is the environment, read and checked.
@@ -27,7 +29,7 @@ import (
 //	                 32 bytes each; the first signs, all verify; empty: a random one
 //	BEHIND_TLS       "true" when a proxy in front of this server speaks HTTPS: the cookie
 //	                 is then __Host-sid with Secure; default "false"
-//	TRUSTED_PROXIES  comma-separated prefixes, such as 10.0.0.0/8, whose X-Forwarded-For
+//	TRUSTED_PROXIES  comma-separated addresses and prefixes, such as 10.0.0.0/8, whose X-Forwarded-For
 //	                 is believed; empty: none
 type config struct {
 	addr           string
@@ -89,12 +91,12 @@ func readConfig(getenv func(string) string) (config, error) {
 		c.behindTLS = v
 	}
 	for _, s := range splitList(getenv("TRUSTED_PROXIES")) {
-		p, err := netip.ParsePrefix(s)
+		p, err := middleware.ParsePrefixes(s)
 		if err != nil {
-			bad("TRUSTED_PROXIES", "%q is not a prefix such as 10.0.0.0/8", s)
+			bad("TRUSTED_PROXIES", "%q is neither an address nor a prefix such as 10.0.0.0/8", s)
 			continue
 		}
-		c.trustedProxies = append(c.trustedProxies, p)
+		c.trustedProxies = append(c.trustedProxies, p...)
 	}
 	if len(errs) > 0 {
 		// One line, as whoever reads it sees it in a log.

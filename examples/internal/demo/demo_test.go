@@ -364,7 +364,7 @@ func TestBadEnvironment(t *testing.T) {
 		"REDIS_TIMEOUT=fast":        "such as 250ms",
 		"REDIS_TIMEOUT=-1s":         "such as 250ms",
 		"BEHIND_TLS=maybe":          "neither true nor false",
-		"TRUSTED_PROXIES=10.0.0.1":  "such as 10.0.0.0/8",
+		"TRUSTED_PROXIES=10.0.0/8":  "such as 10.0.0.0/8",
 	} {
 		var out, errs output
 		name, value, _ := strings.Cut(env, "=")
