@@ -61,7 +61,7 @@ func (l *Limiter) movesApart(key string, err error) bool {
 func (l *Limiter) alone() []*Limiter {
 	l.set.split.Do(func() {
 		for i := range l.set.policies {
-			set := l.newSet([]Policy{l.set.policies[i].Policy})
+			set, _ := l.newSet([]Policy{l.set.policies[i].Policy}) // checked with the others
 			set.alone = true
 			l.set.parts = append(l.set.parts, set)
 		}
@@ -163,9 +163,18 @@ func (l *Limiter) askAlone(ctx context.Context, key string, cost int64, reserve 
 
 // refundApart is refund, policy by policy.
 func (l *Limiter) refundApart(ctx context.Context, key string, set *policySet, args []any) (err error) {
-	const each = 9
+	if taken, ok := args[1].(int64); ok {
+		cmd := redis.NewStringCmd(ctx, "get", l.keys.base(key)+resetSuffix)
+		if err = l.conn.Do(ctx, "refund", cmd); err != nil && !errors.Is(err, redis.Nil) {
+			return err
+		}
+		if forgotten, _ := cmd.Int64(); forgotten >= taken {
+			return nil
+		}
+		err = nil
+	}
 	for i, k := range l.stateKeys(key, set) {
-		one := append([]any{1}, args[1+each*i:1+each*(i+1)]...)
+		one := append([]any{1, args[1]}, args[2+refundEach*i:2+refundEach*(i+1)]...)
 		_, e := l.conn.Run(ctx, "refund", refundScript.Cmd(ctx, []string{k}, one...).Once())
 		err = errors.Join(err, e)
 	}

@@ -12,10 +12,15 @@ import (
 	"github.com/redporch/redporch/internal/roundtrip"
 )
 
-//go:embed ban.lua
-var banSource string
+var (
+	//go:embed ban.lua
+	banSource string
+	//go:embed reset.lua
+	resetSource string
 
-var banScript = roundtrip.NewScript(banSource)
+	banScript   = roundtrip.NewScript(banSource)
+	resetScript = roundtrip.NewScript(resetSource)
+)
 
 // Bans are few, and to ask for that of every subject takes half of the keys that are
 // sent and a tenth of the script's time. So Ban raises a flag, a key of the prefix that
@@ -112,31 +117,52 @@ func (l *Limiter) Ban(ctx context.Context, key string, d time.Duration) error {
 // Unban lifts a ban. Other processes may deny for up to [Config.MaxStale] more. The
 // error is non-nil if Redis could not be asked.
 func (l *Limiter) Unban(ctx context.Context, key string) error {
-	return l.unlink(ctx, "unban", key, l.keys.base(key))
+	ctx = context.WithoutCancel(ctx)
+	err := l.conn.Do(ctx, "unban", redis.NewIntCmd(ctx, "unlink", l.keys.base(key)))
+	l.forget(key)
+	return err
 }
 
 // Reset forgets all that was taken for key under the limiter's policies, leases
-// included. It does not lift a ban. Other processes may deny for up to
+// included: what was reserved before gives nothing back. It does not lift a ban. Other processes may deny for up to
 // [Config.MaxStale] more. The error is non-nil if Redis could not be asked.
 func (l *Limiter) Reset(ctx context.Context, key string) error {
-	return l.unlink(ctx, "reset", key, l.stateKeys(key, l.set)...)
-}
-
-func (l *Limiter) unlink(ctx context.Context, op, key string, keys ...string) error {
 	ctx = context.WithoutCancel(ctx)
-	args := make([]any, 1, 1+len(keys))
-	args[0] = "unlink"
-	for _, k := range keys {
-		args = append(args, k)
+	keys := append([]string{l.keys.base(key) + resetSuffix}, l.stateKeys(key, l.set)...)
+	for i := range l.set.policies {
+		if l.set.policies[i].algo == tokenBucket {
+			keys = append(keys, keys[1+i]+backSuffix)
+		}
 	}
-	err := l.conn.Do(ctx, op, redis.NewIntCmd(ctx, args...))
+	life := l.set.resetFor().Milliseconds()
+	_, err := l.conn.Run(ctx, "reset", resetScript.Cmd(ctx, keys, life))
 	if redis.IsTryAgainError(err) { // the slot moves, see apart.go
-		err = nil
-		for _, k := range keys {
-			err = cmp.Or(err, l.conn.Do(ctx, op, redis.NewIntCmd(ctx, "unlink", k)))
+		now, e := l.conn.Run(ctx, "reset", bannedScript.Cmd(ctx, []string{l.keys.base(key)}))
+		if err = e; err == nil {
+			at, _ := now.Int64Slice()
+			err = l.conn.Do(ctx, "reset", redis.NewStatusCmd(ctx, "set", keys[0], at[0], "px", life))
+		}
+		for _, k := range keys[1:] {
+			err = cmp.Or(err, l.conn.Do(ctx, "reset", redis.NewIntCmd(ctx, "unlink", k)))
 		}
 	}
 	l.forget(key)
 	l.local.clear(key)
 	return err
+}
+
+// resetSuffix ends the name of the key that says when a subject was last reset.
+const resetSuffix = ":reset"
+
+// resetFor is how long reservations of the set may hold what still counts.
+func (set *policySet) resetFor() time.Duration {
+	long := time.Hour // for those made under other policies with the same states
+	for i := range set.policies {
+		if w := set.policies[i].Window(); w <= maxWindow {
+			long = max(long, 2*w)
+		} else {
+			long = max(long, w)
+		}
+	}
+	return min(long, longest-time.Minute) + time.Second
 }

@@ -10,9 +10,7 @@
 -- ARGV[7…] int     per subject: calls; left out if all have one
 -- Returns  {now, per subject: -1, minus the end of a ban, or the state before the calls}, as decide.lua;
 --          {now, -2} if the flag is there: nothing was decided, all bans must be given
--- Writes   the states that admitted something; a state is "B" and level, since, period, tick and life as
---          doubles: what text takes to read and write is more than all the rest. life is the time in
---          microseconds until which the key is there at least
+-- Writes   the states that admitted something, as tokenbucket.lua says
 -- Source   as decide.lua
 local call = redis.call
 local floor, ceil, max = math.floor, math.ceil, math.max
@@ -24,10 +22,11 @@ local full = burst * wt
 local exact = 9007199254740991
 -- Not every server has struct; without it the state is text.
 local lib = rawget(_G, 'struct')
-local shape, pack, read = '<Bddddd', lib and lib.pack, lib and lib.unpack
+local shape, pack, tag = '<Bddddd', lib and lib.pack, 66 + #string.format('%.0f', k)
 -- Milliseconds by which a key outlives what it holds: setting a string together with a TTL takes three
 -- times as long as leaving the TTL as it is, and this is how long that can be done.
 local spare = max(1000, floor(burst * (w / limit) / 16000))
+local most = 1000000000000000 -- Redis refuses a TTL that has more digits than a number shows
 local subjects = tonumber(ARGV[6])
 local different = #ARGV > 6 -- numbers of calls
 local vals = call('MGET', unpack(KEYS))
@@ -35,30 +34,25 @@ if #KEYS > subjects and #KEYS < 2 * subjects and vals[#KEYS] then return { now, 
 local out, o = { now }, 1
 for at = 1, subjects do
   local key, v, ban = KEYS[at], vals[at], vals[subjects + at]
-  local x, y, lives, no = nt, 0, 0, false
+  local x, y, till, into, no = nt, 0, 0, now, false
   if ban then
     ban = tonumber(ban)
     if not ban then no = -1 elseif ban > now then no = -ban end
   end
   if v and not no then
-    local tag, l, s, g, gk
-    if #v == 41 and read then tag, l, s, g, gk, lives = read(shape, v) end
-    if tag ~= 66 then
-      lives = 0
-      l, s, g, gk = string.match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
-      l, s, g, gk = tonumber(l), tonumber(s), tonumber(g), tonumber(gk)
-    end
-    if l and l >= 0 and l <= exact and s >= 0 and g > 0 and gk > 0 then
+    --> tokenbucket.lua
+    if l then
+      till, into = lives, entered or now
       if k > 1 then s = floor(s / k) end
       if g ~= w or gk ~= k then
         l = ceil(l / (g / gk))
-        local most = floor(exact / wt)
-        if l > most then l = most end
+        local whole = floor(exact / wt)
+        if l > whole then l = whole end
         l = l * wt
       end
       local el = nt - s
       if el < 0 then
-        if -el <= ceil(full / limit) then x, y = s, l end
+        if -el <= ceil(full / limit) then x, y = s, l else into = now end
       else
         l = l - el * limit
         if l > 0 then y = l end
@@ -83,16 +77,19 @@ for at = 1, subjects do
     if n > 0 then
       local l, since = y + n * wt, x * k
       local ends = (x + l / limit + 1) * k
-      if lives > ends then
-        call('SET', key, pack(shape, 66, l, since, w, k, lives), 'KEEPTTL')
+      local inside = into + n
+      if inside > exact then inside = now + n end
+      if till > ends and pack then
+        call('SET', key, pack(shape, tag, l, since, w, till, inside), 'KEEPTTL')
       else
         local life = ceil((ends - now) / 1000) + spare
+        if life > most then life = most end
         local state
         if pack then
           -- less than the TTL, by more than the server's clocks differ
-          state = pack(shape, 66, l, since, w, k, now + (life - 100) * 1000)
+          state = pack(shape, tag, l, since, w, now + (life - 100) * 1000, inside)
         else
-          state = string.format('%.0f:%.0f:%sx%.0f', l, since, ARGV[2], k)
+          state = string.format('%.0f:%.0f:%sx%.0f:%.0f', l, since, ARGV[2], k, inside)
         end
         if v then
           call('SET', key, state, 'PX', life)
@@ -108,8 +105,8 @@ for at = 1, subjects do
     o = o + 1
     out[o] = no
   else
-    out[o + 1], out[o + 2] = x, y
-    o = o + 2
+    out[o + 1], out[o + 2], out[o + 3] = x, y, into
+    o = o + 3
   end
 end
 return out

@@ -22,9 +22,9 @@ var (
 	//go:embed bucket.lua
 	bucketSource string
 
-	decideScript = roundtrip.NewScript(decideSource)
-	oneScript    = roundtrip.NewScript(oneSource)
-	bucketScript = roundtrip.NewScript(bucketSource)
+	decideScript = roundtrip.NewScript(withParts(decideSource))
+	oneScript    = roundtrip.NewScript(withParts(oneSource))
+	bucketScript = roundtrip.NewScript(withParts(bucketSource))
 )
 
 // maxSubjects bounds the subjects of one script run, so that Redis serves others
@@ -401,7 +401,7 @@ func parse(part []*subject, cmd *roundtrip.IntsCmd) error {
 				x = r.next()
 			}
 			s.snaps[i] = snap{x: x, y: r.next()}
-			if algo := s.set.policies[i].algo; algo != fixedWindow && algo != tokenBucket {
+			if s.set.policies[i].algo != fixedWindow {
 				s.snaps[i].z = r.next()
 				if s.snaps[i].z < 0 {
 					s.snaps[i].z, s.snaps[i].w = -1-s.snaps[i].z, r.next()

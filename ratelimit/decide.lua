@@ -3,8 +3,7 @@
 -- KEYS     for each subject: its ban (string), then one state key per policy, in the order of the policies
 -- KEYS[n]  string  ban: until, microseconds since the Unix epoch
 -- KEYS[n]  string  fixed window "start:used:window", microseconds
--- KEYS[n]  string  token bucket "level:since:periodxtick", level in token·ticks, since in microseconds;
---                  or the same as bucket.lua writes it
+-- KEYS[n]  string  token bucket, as tokenbucket.lua says
 -- KEYS[n]  string  sliding window "start:previous:current:window", microseconds
 -- KEYS[n]  zset    sliding log, score = microseconds, member = "units so far:units of this entry"
 -- KEYS[n]  zset    concurrency, score = end of the lease in microseconds, member = lease
@@ -17,7 +16,7 @@
 -- then     per subject: phase if ARGV[2]; if ARGV[4] is '' number of runs, per run: cost, calls; lease
 --          id of each run if ARGV[3]
 --          cost > 0 is charged whole, cost < 0 is up to -cost for one call, 0 is a peek
--- Returns  {now, per subject: -1 for data that is not a limiter's, minus the end of a ban, or per policy two numbers (f, b) or three (c, l,
+-- Returns  {now, per subject: -1 for data that is not a limiter's, minus the end of a ban, or per policy two numbers (f) or three (b, c, l,
 --          n) that describe its state before the calls, then the times at which logs and leases admit
 --          what they denied}
 -- Writes   the state keys of policies that admitted something, with a TTL that outlives what they hold
@@ -46,6 +45,7 @@ for i = 1, np do
   a = a + 6
 end
 local lib = rawget(_G, 'struct') -- not every server has it
+local most = 1000000000000000 -- Redis refuses a TTL that has more digits than a number shows
 -- when returns the time at which a log or leases, with what was taken so far, have given back n units.
 local function when(at, i, n)
   local key, p = KEYS[at], P[i]
@@ -109,9 +109,8 @@ while at < #KEYS do
           x = now - (now - off) % w
         end
         if v then
-          local s, u, g = match(v, '^(%d+):(%d+):(%d+)$')
+          --> fixedwindow.lua
           if s then
-            s, u = tonumber(s), tonumber(u)
             if extra[i] ~= -1 then s = s - (s - off) % w end
             if s > now then
               if s - now <= w then x, y = s, u end
@@ -132,25 +131,20 @@ while at < #KEYS do
         local k = tick[i]
         local wt, nt = w / k, floor(now / k)
         local full = extra[i] * wt
-        x, y = nt, 0
+        x, y, z = nt, 0, now
         if v then
-          local tag, l, s, g, gk
-          if lib and #v == 41 and string.byte(v) == 66 then
-            tag, l, s, g, gk = lib.unpack('<Bdddd', v)
-          else
-            l, s, g, gk = match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
-          end
+          --> tokenbucket.lua
           if l then
-            l, s = tonumber(l), floor(s / k)
-            if tonumber(g) ~= w or tonumber(gk) ~= k then
+            s, z = floor(s / k), entered or now
+            if g ~= w or gk ~= k then
               l = ceil(l / (g / gk))
-              local most = floor(exact / wt)
-              if l > most then l = most end
+              local whole = floor(exact / wt)
+              if l > whole then l = whole end
               l = l * wt
             end
             local el = nt - s
             if el < 0 then
-              if -el <= ceil(full / limit[i]) then x, y = s, l end
+              if -el <= ceil(full / limit[i]) then x, y = s, l else z = now end
             elseif el < ceil(l / limit[i]) then
               y = l - el * limit[i]
             end
@@ -167,9 +161,8 @@ while at < #KEYS do
         p.old, p.keep = false, false
         x = now - now % ww
         if v then
-          local s, pr, cu, g = match(v, '^(%d+):(%d+):(%d+):(%d+)$')
+          --> slidingwindow.lua
           if s then
-            s, pr, cu = tonumber(s), tonumber(pr), tonumber(cu)
             if g ~= sig[i] then
               ww = tonumber(g)
               p.old = ww
@@ -267,7 +260,7 @@ while at < #KEYS do
       if al == 'c' and p.old then
         out[o + 1], out[o + 2] = -1 - z, p.old
         o = o + 2
-      elseif al ~= 'f' and al ~= 'b' then
+      elseif al ~= 'f' then
         o = o + 1
         out[o] = z
       end
@@ -348,15 +341,24 @@ while at < #KEYS do
         elseif al == 'b' then
           local k = tick[i]
           local l = p.y + n * (w / k)
-          local ends = (p.x + ceil(l / limit[i])) * k
-          call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l, p.x * k, sig[i], k), 'PX', ceil((ends - now) / 1000) + 1)
+          local ends, inside = (p.x + ceil(l / limit[i])) * k, p.z + n
+          if inside > exact then inside = now + n end
+          local life = ceil((ends - now) / 1000) + spare
+          if life > most then life = most end
+          local state
+          if lib then
+            state = lib.pack('<Bddddd', 66 + #fmt('%.0f', k), l, p.x * k, w, now + (life - 100) * 1000, inside)
+          else
+            state = fmt('%.0f:%.0f:%sx%.0f:%.0f', l, p.x * k, sig[i], k, inside)
+          end
+          call('SET', key, state, 'PX', life)
         elseif al == 'c' then
           if p.old then p.x, p.y, p.z = now - now % w, 0, limit[i] - avail[i] end
           local state = fmt('%.0f:%.0f:%.0f:%s', p.x, p.y, p.z + n, sig[i])
           if p.keep then
             call('SET', key, state, 'KEEPTTL')
           else
-            call('SET', key, state, 'PX', ceil((p.x + 2 * w - now) / 1000))
+            call('SET', key, state, 'PX', ceil((p.x + 2 * w - now) / 1000) + spare)
           end
         elseif al == 'l' then
           if p.drop then

@@ -19,8 +19,10 @@
 //     times, a TTL only clears up, so a lost TTL neither blocks nor admits anybody.
 //   - A server clock that steps back freezes limits until it has caught up; a
 //     state more than a window (a lease: two) in the future is dropped.
-//   - Limits may change at any time, by a new deployment or by With: units used
-//     stay used. A new window holds from the next admitted call on.
+//   - Limits may change at any time, by a new deployment or by With: units used stay
+//     used, and count by the new numbers at once. See "Limits that change".
+//   - Nothing is given back twice, for units that have expired or drained, to another
+//     call's units, or for what was taken before a Reset.
 //   - No call is charged twice, whatever reply, connection or master is lost. A
 //     call whose reply is lost may have been charged once.
 //   - Concurrent calls have the outcome of some sequence of the same calls.
@@ -28,8 +30,10 @@
 // # Keys in Redis
 //
 //	prefix{h}          string  end of a ban
+//	prefix{h}:reset    string  when the subject was last reset
 //	prefix{h}:f:name   string  FixedWindow    start:used:window
-//	prefix{h}:b:name   string  TokenBucket    level:since:periodxtick, or the same in binary
+//	prefix{h}:b:name   string  TokenBucket    level:since:periodxtick:entered, or the same in binary
+//	…:b:name:back      string  TokenBucket    what was given back behind others
 //	prefix{h}:c:name   string  SlidingWindow  start:previous:current:window
 //	prefix{h}:l:name   zset    SlidingLog     time → units so far:units of this call
 //	prefix{h}:n:name   zset    Concurrency    end of the lease → lease
@@ -38,8 +42,51 @@
 // h is 128 bits of HMAC-SHA-256 of the subject under [Config.Secret] (of SHA-256
 // without one) in base64url. It is the hash tag, so that all keys of a subject are
 // in one cluster slot, and nothing that a subject contains can change that. Names
-// are lower-cased. Every key has a TTL that outlives what it holds by about a
-// second, a full token bucket's by up to a sixteenth of its time to drain.
+// are lower-cased. Every key has a TTL that outlives what it holds, when it was first
+// written by a second; a token bucket's by a sixteenth of its time to drain if that is
+// more. No key is ever left without a TTL.
+//
+// # Limits that change
+//
+// A limit, rate, burst or n counts from the next call on. Where more is used than a
+// lowered limit admits, calls are denied until enough has expired. A new window counts
+// at once for what was taken before it:
+//
+//   - FixedWindow: the window began when it did, and ends when the new length is over.
+//   - SlidingLog: each unit ends a new window after it was taken.
+//   - SlidingWindow: the counters of the old window count on, as in the old window,
+//     until the next call that takes units. It enters all of them, rounded up, into the
+//     new window.
+//   - TokenBucket: what is in the bucket is rounded up to whole tokens and drains at the
+//     new rate. What a reservation took at another rate is not given back.
+//   - Concurrency: a lease ends when it was said to. But if one ends more than twice the
+//     present lease from now, as after a clock was stepped back, all are dropped: leases
+//     of one name should not differ by more between tiers.
+//
+// A key's TTL is that of the limits under which units were last taken. So where a
+// window has grown or a rate has fallen, what was taken before may be forgotten as soon
+// as the old limit would have given it back, if no call took units meanwhile; RetryAfter
+// may then be longer than it need be.
+//
+// # Giving back
+//
+// Cancel, and Commit of less than was reserved, give back units of that call alone, as
+// far as they still count:
+//
+//   - FixedWindow: until its window ends. SlidingWindow: until the next one ends, and
+//     nothing once units were taken under another window.
+//   - SlidingLog: those that have not expired. With more than 1,000 later entries the
+//     oldest units are given back in place of these.
+//   - TokenBucket: a bucket is a queue of units that drain first in, first out, and what
+//     has not drained is given back. Redis holds no queue, but how much has entered and
+//     the last 32 of those that were given back behind others: with more of them a
+//     reservation may get less than it has, never more.
+//   - Concurrency: the leases end.
+//
+// Refund gives back the units taken last, whoever took them; of a token bucket those
+// that would drain next. A window that is empty
+// then is as good as new: the next unit starts it. After a Reset nothing is given back
+// of what was taken before it.
 //
 // # Round trips
 //

@@ -64,14 +64,18 @@ func (w *world) eachState(fn func(key string, p Policy)) {
 	w.must(err)
 	for _, k := range keys {
 		_, rest, _ := strings.Cut(k, "}:")
-		if rest != "" {
+		if rest != "" && !strings.HasSuffix(rest, backSuffix) {
 			fn(k, Policy{algo: algorithm(rest[0])})
 		}
 	}
 }
 
 func (w *world) persist() {
-	w.eachState(func(key string, _ Policy) { w.must(w.rdb.Persist(w.t.Context(), key).Err()) })
+	keys, err := w.rdb.Keys(w.t.Context(), "*").Result()
+	w.must(err)
+	for _, key := range keys {
+		w.must(w.rdb.Persist(w.t.Context(), key).Err())
+	}
 }
 
 // move makes a state d microseconds older.
@@ -93,8 +97,8 @@ func (w *world) move(key string, algo algorithm, d int64) {
 			return // it has just expired
 		}
 		w.must(err)
-		if b := []byte(v); b[0] == 'B' { // as bucket.lua writes it
-			const since, lives = 1 + 8, 1 + 4*8
+		if b := []byte(v); b[0] >= 'C' { // as tokenbucket.lua says
+			const since, lives = 1 + 8, 1 + 3*8
 			for _, at := range []int{since, lives} {
 				n := math.Float64frombits(binary.LittleEndian.Uint64(b[at:])) - float64(d)
 				binary.LittleEndian.PutUint64(b[at:], math.Float64bits(n))
@@ -389,9 +393,10 @@ func (x *exact) giveBack() {
 	if generic {
 		args = x.l.refundArgs(n)
 	}
-	if _, err := x.l.conn.Run(x.t.Context(), "refund", refundScript.Cmd(x.t.Context(), x.stateKeys(tc.key), args...).Once()); err != nil {
+	if _, err := x.l.conn.Run(x.t.Context(), "refund", refundScript.Cmd(x.t.Context(), refundKeys(tc.key, x.l.set), args...).Once()); err != nil {
 		x.t.Fatalf("step %d: refund: %v", x.steps, err)
 	}
+	x.persist() // what is known of a bucket's queue as well, which less would be given back without
 	for i, m := range x.models[tc.key] {
 		k := tc.m[i]
 		switch {
@@ -467,8 +472,8 @@ func (x *exact) clock() {
 		}
 		aligned := false
 		for _, p := range x.policies {
-			tick, _ := p.tick()
-			aligned = aligned || tick > 1 || p.limit > 1_000_000 || p.algo == slidingWindow || p.algo == fixedWindow && p.offset >= 0
+			n, _ := p.numbers()
+			aligned = aligned || n.tick > 1 || p.limit > 1_000_000 || p.algo == slidingWindow || p.algo == fixedWindow && p.offset >= 0
 		}
 		if aligned {
 			d = d.Truncate(whole)

@@ -52,6 +52,7 @@ func TestForeignData(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+				listen(rdb) // holds runs up, so that calls gather
 				l := newLimiter(t, rdb, ratelimit.Config{PlainKeys: true}, c.policies...)
 				for i, f := range c.foreign {
 					subject := func(n int) string { return fmt.Sprintf("subject%d-%d", i, n) }

@@ -24,7 +24,10 @@ func TestMillionKeysAreBounded(t *testing.T) {
 	l := newLocal(0.5, 20_000)
 	p := FixedWindow("p", 4, time.Hour)
 	c := &core{cfg: Config{Share: 0.5}}
-	set := c.newSet([]Policy{p.OnUnavailable(Local)})
+	set, err := c.newSet([]Policy{p.OnUnavailable(Local)})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i := range 1_000_000 {
 		key := fmt.Sprintf("user-%d", i)
 		b := d.bucket(hashOf(key))
@@ -94,7 +97,10 @@ func FuzzKeys(f *testing.F) {
 	hashed := newKeys(DefaultPrefix, []byte("0123456789abcdef"), false)
 	plain := newKeys("p:", nil, true)
 	c := &core{}
-	set := c.newSet([]Policy{FixedWindow("a", 1, time.Second), SlidingLog("b", 1, time.Second), TokenBucket("c.d-e_f", 1, time.Second, 1)})
+	set, err := c.newSet([]Policy{FixedWindow("a", 1, time.Second), SlidingLog("b", 1, time.Second), TokenBucket("c.d-e_f", 1, time.Second, 1)})
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, a, b string, usePlain bool) {
 		k := hashed
 		if usePlain {

@@ -69,22 +69,32 @@ func scale(n int64, share float64) int64 { return max(1, int64(math.Floor(float6
 // scaleUp returns n's share, rounded up.
 func scaleUp(n int64, share float64) int64 { return int64(math.Ceil(float64(n) * share)) }
 
-// localPolicy returns the policy that a process keeps by itself.
-func localPolicy(p Policy, share float64) compiled {
-	if p.algo == tokenBucket {
-		// A longer period rather than a smaller rate, which may be 1 already.
-		p.burst = scale(p.burst, share)
-		us := int64(math.Ceil(float64(p.window.Microseconds()) / share))
-		for k := int64(1); ; k *= 10 {
-			p.window = time.Duration((us+k-1)/k*k) * time.Microsecond
-			if _, ok := p.tick(); ok {
-				break
-			}
-		}
-	} else {
+// localPolicy returns the policy that a process keeps by itself, which may be one that
+// New would refuse.
+func localPolicy(p Policy, share float64) Policy {
+	if p.algo != tokenBucket {
 		p.limit = scale(p.limit, share)
+		return p
 	}
-	return p.compile()
+	// The rate is a share of at least 1, so that it needs a longer period if it is small;
+	// both lose less than a thousandth by being whole.
+	p.burst = scale(p.burst, share)
+	us := float64(p.window.Microseconds())
+	rate := float64(p.limit) * share
+	if rate < 1000 {
+		longer := min(1000/rate, float64(maxWindow.Microseconds())/us)
+		us, rate = us*longer, rate*longer
+	}
+	p.limit = max(1, int64(rate))
+	for k := int64(1); ; k *= 10 {
+		p.window = time.Duration((int64(us)+k-1)/k*k) * time.Microsecond
+		if p.window > maxWindow {
+			p.window = maxWindow
+		}
+		if p.check() == nil || k > int64(us) {
+			return p
+		}
+	}
 }
 
 func (l *local) shard(key string) *localShard {
@@ -264,10 +274,10 @@ func (st *localState) at(p *compiled, now int64) snap {
 			st.win, st.tick = p.win, p.tickUS
 		}
 		t := now / p.tickUS
-		if gone := t - s.x; gone >= ceilDiv(s.y, p.limit) {
+		if gone := t - s.x; gone >= ceilDiv(s.y, p.rate) {
 			s.y = 0
 		} else if gone > 0 {
-			s.y -= gone * p.limit
+			s.y -= gone * p.rate
 		}
 		if s.y == 0 || t > s.x {
 			s.x = t
@@ -388,7 +398,7 @@ func (t *localTicket) settle(n int64) {
 				st.snap.y = max(0, st.snap.y-back)
 			}
 		case tokenBucket:
-			drained := max(0, micros(time.Since(base))-k.at) / k.policy.tickUS * k.policy.limit
+			drained := max(0, micros(time.Since(base))-k.at) / k.policy.tickUS * k.policy.rate
 			st.snap.y = max(0, st.snap.y-max(0, back*k.policy.wt-drained))
 		case slidingLog:
 			for j := len(st.units) - 1; j >= 0 && back > 0 && st.units[j].at >= k.at; j-- {

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"fmt"
 	"math/big"
 	"slices"
 	"time"
@@ -28,10 +29,11 @@ type model interface {
 
 // mark says when units were taken, in the model's own terms.
 type mark struct {
-	at    int64
-	level *big.Rat
-	lease string
-	units int64
+	at     int64
+	tokens *tokens
+	era    *int
+	lease  string
+	units  int64
 }
 
 func newModel(p Policy) model {
@@ -43,7 +45,7 @@ func newModel(p Policy) model {
 	case slidingWindow:
 		return &counterModel{p: p, stored: p.window.Microseconds()}
 	case tokenBucket:
-		return &bucketModel{p: p, stored: p.window.Microseconds(), level: new(big.Rat)}
+		return &bucketModel{p: p, era: new(int)}
 	}
 	return &leaseModel{p: p}
 }
@@ -182,7 +184,8 @@ func (m *counterModel) now(now int64) (start, prev, cur int64) {
 }
 func (m *counterModel) used(now int64) *big.Rat {
 	start, prev, cur := m.now(now)
-	tick, _ := m.p.tick()
+	num, _ := m.p.numbers()
+	tick := num.tick
 	for max(m.p.limit, prev, cur)*(m.stored/tick) > 1<<52 {
 		tick *= 10 // only after large limits were changed
 	}
@@ -221,84 +224,156 @@ func (m *counterModel) giveBack(now, n int64, k *mark) {
 }
 func (m *counterModel) become(p Policy) { m.p = p }
 
-// A bucket's level in tokens, which drains.
+// A bucket is a queue of tokens, which drain first in, first out.
 type bucketModel struct {
 	p      Policy
-	stored int64 // period of the level
-	tick   int64
-	level  *big.Rat
+	stored numbers
+	queue  []*tokens
 	since  int64
+
+	// What of a reservation is in the queue cannot be told without the queue. entered
+	// counts what went in, and bounds it from below.
+	entered int64
+	era     *int       // another one each time it begins anew
+	holes   [][2]int64 // what was given back behind others
 }
 
+// tokens are those of one call.
+type tokens struct{ n *big.Rat }
+
 func (m *bucketModel) size() int64 { return m.p.burst }
-func (m *bucketModel) now(now int64) (since int64, level *big.Rat) {
-	tick, _ := m.p.tick()
-	w := m.p.window.Microseconds()
-	t := now / tick * tick
-	since, level = m.since/tick*tick, new(big.Rat).Set(m.level)
-	if m.stored != w || m.tick != 0 && m.tick != tick {
-		// As far as units·period is exact.
-		level.SetInt64(min(ceilRat(level), (1<<53-1)/(w/tick)))
+
+// level is what the queue holds.
+func level(queue []*tokens) *big.Rat {
+	sum := new(big.Rat)
+	for _, q := range queue {
+		sum.Add(sum, q.n)
 	}
-	perMicro := big.NewRat(m.p.limit, w)
+	return sum
+}
+
+// now returns a copy of the queue as it is at now, and since when it drains.
+func (m *bucketModel) now(now int64) (since int64, queue []*tokens) {
+	n, _ := m.p.numbers()
+	t := now / n.tick * n.tick
+	since = m.since / n.tick * n.tick
+	for _, q := range m.queue {
+		queue = append(queue, &tokens{new(big.Rat).Set(q.n)})
+	}
+	if m.stored != (numbers{}) && (m.stored.win != n.win || m.stored.tick != n.tick) {
+		// As far as units·period is exact.
+		whole := min(ceilRat(level(queue)), (1<<53-1)/(n.win/n.tick))
+		queue = []*tokens{{big.NewRat(whole, 1)}}
+	}
+	perMicro := big.NewRat(n.rate, n.win)
 	if since > t {
 		full := new(big.Rat).SetInt64(m.p.burst)
-		ticks := ceilRat(full.Quo(full, new(big.Rat).Mul(perMicro, big.NewRat(tick, 1))))
-		if (since-t)/tick > ticks {
-			return t, new(big.Rat)
+		ticks := ceilRat(full.Quo(full, new(big.Rat).Mul(perMicro, big.NewRat(n.tick, 1))))
+		if (since-t)/n.tick > ticks {
+			return t, nil
 		}
-		return since, level
+		return since, queue
 	}
-	level.Sub(level, new(big.Rat).Mul(perMicro, big.NewRat(t-since, 1)))
-	if level.Sign() < 0 {
-		level.SetInt64(0)
+	gone := new(big.Rat).Mul(perMicro, big.NewRat(t-since, 1))
+	for len(queue) > 0 && queue[0].n.Cmp(gone) <= 0 {
+		gone.Sub(gone, queue[0].n)
+		queue[0].n.SetInt64(0)
+		queue = queue[1:]
 	}
-	return t, level
+	if len(queue) > 0 {
+		queue[0].n.Sub(queue[0].n, gone)
+	}
+	return t, queue
 }
 func (m *bucketModel) avail(now int64) int64 {
-	_, level := m.now(now)
-	return floorRat(level.Sub(new(big.Rat).SetInt64(m.p.burst), level))
+	_, queue := m.now(now)
+	return floorRat(new(big.Rat).Sub(new(big.Rat).SetInt64(m.p.burst), level(queue)))
 }
 func (m *bucketModel) idle(now int64) bool {
-	_, level := m.now(now)
-	return level.Sign() == 0
+	_, queue := m.now(now)
+	return level(queue).Sign() == 0
+}
+
+// settle brings the queue to now, so that marks still point into it.
+func (m *bucketModel) settle(now int64) {
+	since, queue := m.now(now)
+	if n, _ := m.p.numbers(); m.stored == n || m.stored == (numbers{}) {
+		kept := m.queue[len(m.queue)-len(queue):]
+		for _, q := range m.queue[:len(m.queue)-len(queue)] {
+			q.n.SetInt64(0)
+		}
+		for i := range kept {
+			kept[i].n.Set(queue[i].n)
+		}
+		queue = kept
+	}
+	m.since, m.queue = since, queue
 }
 func (m *bucketModel) take(now, n int64, _ string) mark {
-	tick, _ := m.p.tick()
-	m.since, m.level = m.now(now)
-	if m.level.Sign() == 0 {
-		m.since = now / tick * tick
+	num, _ := m.p.numbers()
+	if since := m.since / num.tick * num.tick; since > now {
+		if _, queue := m.now(now); queue == nil { // another queue begins
+			m.era, m.holes = new(int), nil
+		}
 	}
-	m.stored, m.tick = m.p.window.Microseconds(), tick
-	m.level.Add(m.level, big.NewRat(n, 1))
-	return mark{at: m.since, level: new(big.Rat).Set(m.level)}
+	if m.settle(now); level(m.queue).Sign() == 0 {
+		m.since = now / num.tick * num.tick
+	}
+	m.stored = num
+	own := &tokens{big.NewRat(n, 1)}
+	m.queue = append(m.queue, own)
+	m.entered += n
+	return mark{at: m.entered, tokens: own, era: m.era}
 }
 func (m *bucketModel) giveBack(now, n int64, k *mark) {
-	if tick, _ := m.p.tick(); m.stored != m.p.window.Microseconds() || m.tick != tick {
+	if num, _ := m.p.numbers(); m.stored.win != num.win || m.stored.tick != num.tick {
 		return
 	}
-	since, level := m.since, new(big.Rat).Set(m.level)
-	if t := now / m.tick * m.tick; t > since {
-		since, level = m.now(now)
+	at := max(now, m.since)
+	_, queue := m.now(at)
+	back := level(queue)
+	if k == nil && back.Sign() > 0 {
+		m.settle(at)
 	}
-	back := big.NewRat(n, 1)
-	if k != nil {
-		rest := new(big.Rat).Mul(big.NewRat(m.p.limit, m.stored), big.NewRat(max(0, since-k.at), 1))
-		rest.Sub(k.level, rest)
-		if rest.Sign() < 0 {
-			rest.SetInt64(0)
+	if k == nil {
+		back := big.NewRat(n, 1)
+		for _, q := range m.queue {
+			if q.n.Cmp(back) > 0 {
+				q.n.Sub(q.n, back)
+				break
+			}
+			back.Sub(back, q.n)
+			q.n.SetInt64(0)
 		}
-		if rest.Cmp(back) < 0 {
-			back = rest
-		}
-	}
-	if back.Sign() == 0 && level.Sign() > 0 {
 		return
 	}
-	if level.Sub(level, back); level.Sign() < 0 {
-		level.SetInt64(0)
+	if k.era != m.era {
+		return
 	}
-	m.since, m.level = since, level
+	later := m.entered - k.at
+	for _, h := range m.holes {
+		if h[0] > k.at {
+			later -= h[1]
+		}
+	}
+	back.Sub(back, big.NewRat(later, 1))
+	if most := big.NewRat(n, 1); back.Cmp(most) > 0 {
+		back = most
+	}
+	if back.Sign() <= 0 {
+		return
+	}
+	if m.settle(at); back.Cmp(k.tokens.n) > 0 {
+		panic(fmt.Sprintf("%v given back of a call that has %v in the queue", back, k.tokens.n))
+	}
+	k.tokens.n.Sub(k.tokens.n, back)
+	units := floorRat(back)
+	if k.at == m.entered {
+		m.entered -= units
+	} else if units > 0 {
+		m.holes = append(m.holes, [2]int64{k.at, units})
+		m.holes = m.holes[max(0, len(m.holes)-32):]
+	}
 }
 func (m *bucketModel) become(p Policy) { m.p = p }
 

@@ -14,6 +14,7 @@
 -- Writes   the states that admitted something, as decide.lua
 -- Source   as decide.lua
 local call = redis.call
+local exact = 9007199254740991
 local floor, ceil, match, fmt = math.floor, math.ceil, string.match, string.format
 local t = call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -22,7 +23,7 @@ local w, extra, cost = tonumber(sig), tonumber(ARGV[4]), tonumber(ARGV[6])
 -- %d takes half of the time of %.0f, which is the most of a short script's. It writes a C long:
 -- where that has 32 bits %.0f is left.
 local form = al == 'f' and '%d:%d:%s' or '%d:%d:%d:%s'
-if fmt('%d', 9007199254740991) ~= '9007199254740991' then form = string.gsub(form, '%%d', '%%.0f') end
+if fmt('%d', exact) ~= '9007199254740991' then form = string.gsub(form, '%%d', '%%.0f') end
 local subjects = tonumber(ARGV[7])
 local vals = call('MGET', unpack(KEYS))
 if #KEYS > subjects and #KEYS < 2 * subjects and vals[#KEYS] then return { now, -2 } end
@@ -40,9 +41,8 @@ for at = 1, subjects do
   elseif al == 'f' then
     if extra ~= -1 then x = now - (now - extra) % w end
     if v then
-      local s, u, g = match(v, '^(%d+):(%d+):(%d+)$')
+      --> fixedwindow.lua
       if s then
-        s, u = tonumber(s), tonumber(u)
         if extra ~= -1 then s = s - (s - extra) % w end
         if s > now then
           if s - now <= w then x, y = s, u end
@@ -61,9 +61,8 @@ for at = 1, subjects do
     local tick, ww = k, w
     x = now - now % ww
     if v then
-      local s, pr, cu, g = match(v, '^(%d+):(%d+):(%d+):(%d+)$')
+      --> slidingwindow.lua
       if s then
-        s, pr, cu = tonumber(s), tonumber(pr), tonumber(cu)
         if g ~= sig then
           ww = tonumber(g)
           old = ww
@@ -124,7 +123,7 @@ for at = 1, subjects do
         set, life = fmt(form, x, y + n, sig), ceil((x + w - now) / 1000) + 1000
       else
         if old then x, y, z = now - now % w, 0, limit - avail end
-        set, life = fmt(form, x, y, z + n, sig), ceil((x + 2 * w - now) / 1000)
+        set, life = fmt(form, x, y, z + n, sig), ceil((x + 2 * w - now) / 1000) + 1000
       end
       if keep then
         call('SET', key, set, 'KEEPTTL')

@@ -87,7 +87,8 @@ func SlidingWindow(name string, limit int64, window time.Duration) Policy {
 // an hour, saved up to ten: TokenBucket(name, 2, time.Hour, 10).
 //
 // rate and burst are 1 to 10^15, per a whole number of microseconds from 1 ms to
-// 10 years.
+// 10 years. An empty bucket must fill within 292 years, and gain no more than its burst
+// in a microsecond. New refuses what can't be counted in integers below 2^53.
 func TokenBucket(name string, rate int64, per time.Duration, burst int64) Policy {
 	return Policy{name: name, algo: tokenBucket, limit: rate, window: per, burst: burst}
 }
@@ -233,40 +234,68 @@ func (p Policy) check() error {
 		bad("failure policy %d is unknown", p.down)
 	}
 	if len(errs) == 0 {
-		if _, ok := p.tick(); !ok {
+		if p.algo == tokenBucket && float64(p.burst)/float64(p.limit)*float64(p.window) > float64(longest) {
+			bad("an empty bucket would take more than 292 years to fill; use a smaller burst or a higher rate")
+		} else if _, ok := p.numbers(); !ok {
 			bad("limit times window is too large to be exact; use a window of whole milliseconds or seconds, or a smaller limit")
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// tick returns the microseconds per unit of time that keep every product of
-// units and time below 2^53: the smallest power of ten that divides the window.
-func (p Policy) tick() (int64, bool) {
-	var units int64
-	switch p.algo {
-	case slidingWindow:
-		units = p.limit
-	case tokenBucket:
-		units = max(p.burst, p.limit)
-	default:
-		return 1, true
+// numbers are those that the scripts compute with.
+type numbers struct {
+	rate int64 // the limit; of a token bucket reduced together with the window
+	win  int64 // µs
+	tick int64 // µs to a tick: time goes in steps of these
+}
+
+// numbers returns rate, window and tick so that every product of units and ticks is
+// below 2^53: the tick is the smallest power of ten that divides the window and does
+// that. It reports false if there is none, or if so much would pass in one tick that it
+// shows.
+func (p Policy) numbers() (n numbers, ok bool) {
+	n = numbers{rate: p.limit, win: p.window.Microseconds(), tick: 1}
+	if p.algo != slidingWindow && p.algo != tokenBucket {
+		return n, true
 	}
-	w := p.window.Microseconds()
-	for k := int64(1); ; k *= 10 {
-		if w%k != 0 || w/k == 0 {
-			return 0, false
-		}
-		if w/k <= maxExact/2/units {
-			return k, true
+	for ; n.win%n.tick == 0 && n.win/n.tick > 0; n.tick *= 10 {
+		ticks, units := n.win/n.tick, p.limit
+		if p.algo == tokenBucket {
+			g := gcd(p.limit, ticks)
+			units, ticks = p.burst, ticks/g
+			if ticks <= maxExact/2/units {
+				n.rate, n.win = p.limit/g, ticks*n.tick
+				// What a tick brings is lost as far as it exceeds the burst.
+				least := float64(n.rate) / float64(ticks)
+				if n.tick > 1 {
+					least *= coarse
+				}
+				return n, least <= float64(p.burst)
+			}
+		} else if ticks <= maxExact/2/units {
+			return n, n.tick == 1 || ticks >= coarse
 		}
 	}
+	return n, false
+}
+
+// coarse is how many ticks there must at least be, if they are not of a microsecond, in a
+// sliding window, or while a token bucket gains its burst.
+const coarse = 100
+
+func gcd(a, b int64) int64 {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
 }
 
 // compiled is a policy made ready for the scripts.
 type compiled struct {
 	Policy
 	cap    int64 // what Limit returns
+	rate   int64 // the limit; of a token bucket reduced together with win
 	win    int64 // µs
 	tickUS int64
 	wt     int64 // window in ticks
@@ -275,9 +304,8 @@ type compiled struct {
 }
 
 func (p Policy) compile() compiled {
-	k, _ := p.tick()
-	c := compiled{Policy: p, cap: p.Limit(), win: p.window.Microseconds(), tickUS: k}
-	c.wt = c.win / k
+	n, _ := p.numbers()
+	c := compiled{Policy: p, cap: p.Limit(), rate: n.rate, win: n.win, tickUS: n.tick, wt: n.win / n.tick}
 	c.suffix = ":" + string(rune(p.algo)) + ":" + strings.ToLower(p.name)
 	extra := int64(0)
 	switch p.algo {
@@ -291,6 +319,6 @@ func (p Policy) compile() compiled {
 		shadow = "1"
 	}
 	num := func(n int64) string { return strconv.FormatInt(n, 10) }
-	c.args = [6]any{string(rune(p.algo)), num(p.limit), num(c.win), num(extra), num(k), shadow}
+	c.args = [6]any{string(rune(p.algo)), num(c.rate), num(c.win), num(extra), num(c.tickUS), shadow}
 	return c
 }

@@ -82,7 +82,11 @@ func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, e
 		c.denied = newDenials(cfg.DenialCacheSize, cfg.MaxStale)
 	}
 	c.newLanes()
-	return &Limiter{core: c, set: c.newSet(policies)}, nil
+	set, err := c.newSet(policies)
+	if err != nil {
+		return nil, err
+	}
+	return &Limiter{core: c, set: set}, nil
 }
 
 // With returns a Limiter with other policies for the same keys, such as those of
@@ -94,7 +98,11 @@ func (l *Limiter) With(policies ...Policy) (*Limiter, error) {
 	if err := checkAll(policies); err != nil {
 		return nil, err
 	}
-	return &Limiter{core: l.core, set: l.core.newSet(policies)}, nil
+	set, err := l.core.newSet(policies)
+	if err != nil {
+		return nil, err
+	}
+	return &Limiter{core: l.core, set: set}, nil
 }
 
 // Policies returns the limiter's policies, in the order given.
@@ -135,15 +143,21 @@ func checkAll(policies []Policy) error {
 // maxPolicies bounds the keys of one script run.
 const maxPolicies = 16
 
-func (c *core) newSet(policies []Policy) *policySet {
+func (c *core) newSet(policies []Policy) (*policySet, error) {
 	s := &policySet{id: c.sets.Add(1)}
 	var inProcess []compiled
+	var errs []error
 	for _, p := range policies {
 		if p.down == FailDefault {
 			p.down = c.cfg.OnUnavailable
 		}
 		if p.down == Local || p.down == LocalThenClosed {
-			inProcess = append(inProcess, localPolicy(p, c.cfg.Share))
+			part := localPolicy(p, c.cfg.Share)
+			if err := part.check(); err != nil {
+				errs = append(errs, fmt.Errorf("ratelimit: policy %q: its Share of %v can't be kept in this process: %w", p.name, c.cfg.Share, err))
+				continue
+			}
+			inProcess = append(inProcess, part.compile())
 		}
 		cp := p.compile()
 		s.policies = append(s.policies, cp)
@@ -163,7 +177,7 @@ func (c *core) newSet(policies []Policy) *policySet {
 	if inProcess != nil {
 		s.local = &policySet{policies: inProcess, listed: s.listed}
 	}
-	return s
+	return s, errors.Join(errs...)
 }
 
 // Allow takes one unit for key if every policy admits it.

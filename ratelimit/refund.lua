@@ -1,33 +1,41 @@
 -- refund.lua: give back units of one subject, or end its leases.
 --
--- KEYS[i]  state key of policy i, as in decide.lua
+-- KEYS[i]  state key of policy i, as in decide.lua; then that of reset.lua; then one for each token bucket
+-- KEYS[n]  string  what was given back behind others in a bucket: " entered:units" for each, the latest 32
 -- ARGV[1]  int     policies
--- ARGV[2…] per policy: algorithm, limit, window in microseconds, extra, tick in microseconds, shadow,
---          units to give back, mark, mark2; for leases mark is the lease
+-- ARGV[2]  int     when the units were taken, microseconds; '' for the latest units
+-- ARGV[3…] per policy: algorithm, limit, window in microseconds, extra, tick in microseconds, shadow,
+--          units to give back, mark, mark2, mark3; for leases mark is the lease
 --          mark says when the units were taken: f, c start of the window, microseconds; l score of the
---          entry; b level just after, with mark2 the time of that, in ticks; '' for the latest units
--- Returns  1
+--          entry; b level just after, with mark2 the time of that, in ticks, and mark3 what had entered
+--          by then; '' for the latest units, of b those that would drain next
+-- Returns  1; 0 if all was forgotten since
 -- Writes   KEYS[i]; never less than nothing used, never in a later window
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local floor, ceil, match, fmt = math.floor, math.ceil, string.match, string.format
 local many = 1000
+local exact = 9007199254740991
 local lib = rawget(_G, 'struct') -- not every server has it
-local a = 2
+local taken = tonumber(ARGV[2])
+local side = tonumber(ARGV[1]) + 1
+if taken and KEYS[side] then
+  local forgotten = tonumber(redis.call('GET', KEYS[side]) or '')
+  if forgotten and forgotten >= taken then return 0 end
+end
+local a = 3
 for i = 1, tonumber(ARGV[1]) do
   local key, al = KEYS[i], ARGV[a]
   local limit, w, sig, k = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), ARGV[a + 2], tonumber(ARGV[a + 4])
-  local n, mark, mark2 = tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7]), tonumber(ARGV[a + 8])
+  local n, mark, mark2, mark3 = tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7]), tonumber(ARGV[a + 8]), tonumber(ARGV[a + 9])
   local lease = ARGV[a + 7]
-  a = a + 9
+  a = a + 10
   if n <= 0 then
     n = 0
   elseif al == 'f' then
-    local v = redis.call('GET', key)
-    local s, u, g
-    if v then s, u, g = match(v, '^(%d+):(%d+):(%d+)$') end
+    local v = redis.call('GET', key) or ''
+    --> fixedwindow.lua
     if s then
-      s, u = tonumber(s), tonumber(u)
       if s == mark or not mark then
         if u <= n then
           redis.call('DEL', key)
@@ -37,11 +45,9 @@ for i = 1, tonumber(ARGV[1]) do
       end
     end
   elseif al == 'c' then
-    local v = redis.call('GET', key)
-    local s, pr, cu, g
-    if v then s, pr, cu, g = match(v, '^(%d+):(%d+):(%d+):(%d+)$') end
+    local v = redis.call('GET', key) or ''
+    --> slidingwindow.lua
     if s then
-      s, pr, cu = tonumber(s), tonumber(pr), tonumber(cu)
       local fromCur, fromPrev = 0, 0
       if not mark then
         fromCur = n < cu and n or cu
@@ -64,38 +70,67 @@ for i = 1, tonumber(ARGV[1]) do
       end
     end
   elseif al == 'b' then
-    local v = redis.call('GET', key)
-    local tag, l, s, g, gk
-    if v and lib and #v == 41 and string.byte(v) == 66 then -- as bucket.lua writes it
-      tag, l, s, g, gk = lib.unpack('<Bdddd', v)
-    elseif v then
-      l, s, g, gk = match(v, '^(%d+):(%d+):(%d+)x(%d+)$')
-    end
-    if l and tonumber(g) == w and tonumber(gk) == k then
-      l, s = tonumber(l), floor(s / k)
+    side = side + 1
+    local v = redis.call('GET', key) or '?'
+    --> tokenbucket.lua
+    if l and (not mark or g == w and gk == k) then
+      s = floor(s / k)
       local wt, nt = w / k, floor(now / k)
+      if g ~= w or gk ~= k then -- as in decide.lua
+        l = ceil(l / (g / gk))
+        local whole = floor(exact / wt)
+        if l > whole then l = whole end
+        l = l * wt
+      end
       if nt > s then
         local el = nt - s
         s = nt
         if el >= ceil(l / limit) then l = 0 else l = l - el * limit end
       end
-      -- First in, first out: what was taken at the mark has drained by now as far
-      -- as the level of that time has.
       local back = n * wt
       if mark then
-        local el = s - mark2
-        if el < 0 then el = 0 end
-        local rest = 0
-        if el < ceil(mark / limit) then rest = mark - el * limit end
+        -- First in, first out. What is in the bucket is at most what entered later and was
+        -- not given back, and then this. If what was given back is forgotten, less is now.
+        local holes, later = KEYS[side] and redis.call('GET', KEYS[side]) or '', 0
+        if entered then later = entered - mark3 end
+        for p, u in string.gmatch(holes, ' (%d+):(%d+)') do
+          p = tonumber(p)
+          if p > mark3 and entered and p <= entered then later = later - u end
+        end
+        -- A queue whose time is before the mark is another one.
+        local el, rest = s - mark2, 0
+        if el >= 0 and el < ceil(mark / limit) then rest = mark - el * limit end
         if rest < back then back = rest end
+        rest = 0
+        if entered and mark3 <= entered then rest = l - later * wt end
+        if rest < back then back = rest end
+        local units = floor(back / wt)
+        if mark3 == entered then
+          if units > 0 then entered = entered - units end
+        elseif units > 0 and KEYS[side] then
+          holes = fmt('%s %.0f:%.0f', holes, mark3, units)
+          local _, listed = string.gsub(holes, ' ', '')
+          if listed > 32 then holes = string.gsub(holes, '^ [^ ]*', '') end
+          local life = ceil(l / limit * k / 1000)
+          if life > 1000000000000000 then life = 1000000000000000 end
+          redis.call('SET', KEYS[side], holes, 'PX', life)
+        end
       end
-      if l <= back then
-        redis.call('DEL', key)
-      elseif back > 0 then
-        redis.call('SET', key, fmt('%.0f:%.0f:%sx%.0f', l - back, s * k, sig, k), 'KEEPTTL')
+      if back > l then back = l end
+      if back > 0 then
+        local state
+        if lib and entered then
+          state = lib.pack('<Bddddd', 66 + #fmt('%.0f', k), l - back, s * k, w, lives, entered)
+        else
+          state = fmt('%.0f:%.0f:%sx%.0f', l - back, s * k, sig, k)
+          if entered then state = fmt('%s:%.0f', state, entered) end
+        end
+        redis.call('SET', key, state, 'KEEPTTL')
       end
     end
   elseif al == 'l' then
+    -- Taking out the last entry would end the key, and with it its TTL.
+    if redis.call('ZCARD', key) > 0 then redis.call('ZADD', key, 0, 'held') end
     if not mark then
       -- the latest units: shorten from the end
       for _ = 1, many do
@@ -157,6 +192,7 @@ for i = 1, tonumber(ARGV[1]) do
         end
       end
     end
+    redis.call('ZREM', key, 'held')
   else
     local ids = { lease }
     for u = 2, n do

@@ -19,7 +19,7 @@ var (
 	//go:embed renew.lua
 	renewSource string
 
-	refundScript = roundtrip.NewScript(refundSource)
+	refundScript = roundtrip.NewScript(withParts(refundSource))
 	renewScript  = roundtrip.NewScript(renewSource)
 )
 
@@ -124,17 +124,17 @@ func (r *Reservation) giveBack(ctx context.Context, n int64) error {
 
 func (r *Reservation) refundArgs(n int64) []any {
 	set := r.subject.set
-	args := make([]any, 0, 1+9*len(set.policies))
-	args = append(args, len(set.policies))
+	args := make([]any, 0, 2+refundEach*len(set.policies))
+	args = append(args, len(set.policies), r.subject.now)
 	for i := range set.policies {
 		p, s := &set.policies[i], r.subject.snaps[i]
 		var mark any
-		units, mark2 := min(n, r.took[i]), int64(0)
+		units, mark2, mark3 := min(n, r.took[i]), int64(0), int64(0)
 		switch p.algo {
 		case slidingLog:
 			mark = s.logTime(r.subject.now)
 		case tokenBucket:
-			mark, mark2 = s.y+r.totals[i]*p.wt, s.x
+			mark, mark2, mark3 = s.y+r.totals[i]*p.wt, s.x, s.z+r.totals[i]
 		case concurrency:
 			units, mark = r.took[i], r.lease
 		case slidingWindow:
@@ -144,13 +144,16 @@ func (r *Reservation) refundArgs(n int64) []any {
 		default:
 			mark = s.x
 		}
-		args = append(append(args, p.args[:]...), units, mark, mark2)
+		args = append(append(args, p.args[:]...), units, mark, mark2, mark3)
 	}
 	return args
 }
 
+// refundEach is the number of arguments of refund.lua for a policy.
+const refundEach = 10
+
 func (l *Limiter) refund(ctx context.Context, key string, set *policySet, args []any) error {
-	_, err := l.conn.Run(ctx, "refund", refundScript.Cmd(ctx, l.stateKeys(key, set), args...).Once())
+	_, err := l.conn.Run(ctx, "refund", refundScript.Cmd(ctx, refundKeys(l.keys.base(key), set), args...).Once())
 	if redis.IsTryAgainError(err) {
 		err = l.refundApart(ctx, key, set, args)
 	}
@@ -172,7 +175,10 @@ func (l *Limiter) excess(ctx context.Context, key string, n int64) error {
 		if len(rest) == 0 {
 			return nil
 		}
-		set = l.newSet(rest)
+		var err error
+		if set, err = l.newSet(rest); err != nil {
+			return err
+		}
 	}
 	_, _, _, _, err := (&Limiter{core: l.core, set: set}).ask(ctx, hashOf(key), key, -min(n, set.most), "")
 	return err
@@ -212,7 +218,8 @@ func (r *Reservation) Renew(ctx context.Context) (held bool, err error) {
 	return n == 1, err
 }
 
-// Refund gives back the n units of key that were taken last, from every policy
+// Refund gives back the n units of key that were taken last (of a token bucket those
+// that would drain next), from every policy
 // that is not a Concurrency: never below nothing used, and never to a later
 // window. To give back just what one call took, use Reserve. n is 1 or more. The
 // units may stay taken if the error is non-nil.
@@ -225,8 +232,8 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 
 func (l *Limiter) refundArgs(n int64) []any {
 	set := l.set
-	args := make([]any, 0, 1+9*len(set.policies))
-	args = append(args, len(set.policies))
+	args := make([]any, 0, 2+refundEach*len(set.policies))
+	args = append(args, len(set.policies), "")
 	for i := range set.policies {
 		p := &set.policies[i]
 		units := n
@@ -236,9 +243,28 @@ func (l *Limiter) refundArgs(n int64) []any {
 		case concurrency:
 			units = 0
 		}
-		args = append(append(args, p.args[:]...), units, "", 0)
+		args = append(append(args, p.args[:]...), units, "", 0, 0)
 	}
 	return args
+}
+
+// backSuffix ends the name of the key that says what was given back behind others in a
+// token bucket.
+const backSuffix = ":back"
+
+// refundKeys returns the keys of refund.lua.
+func refundKeys(base string, set *policySet) []string {
+	keys := make([]string, 0, 1+2*len(set.policies))
+	for i := range set.policies {
+		keys = append(keys, base+set.policies[i].suffix)
+	}
+	keys = append(keys, base+resetSuffix)
+	for i := range set.policies {
+		if p := &set.policies[i]; p.algo == tokenBucket {
+			keys = append(keys, base+p.suffix+backSuffix)
+		}
+	}
+	return keys
 }
 
 // stateKeys returns the state keys of key's policies.

@@ -7,7 +7,8 @@ import "time"
 // bucket's x is in ticks.
 //
 //	fixed window    x start of the window, y units used
-//	token bucket    x time from which it drains, in ticks, y level in token·ticks
+//	token bucket    x time from which it drains, in ticks, y level in token·ticks,
+//	                z units that had entered, see tokenbucket.lua
 //	sliding window  x start of the window, y units of the window before, z units of this one
 //	sliding log     x units used, y time of the oldest live entry, z of the newest
 //	concurrency     x units held, y end of the lease that ends first, z of the last
@@ -75,7 +76,7 @@ func (c *compiled) when(s snap, total, need, now int64) int64 {
 	switch c.algo {
 	case tokenBucket:
 		over := s.y + (total+need-c.burst)*c.wt
-		return (s.x + ceilDiv(over, c.limit)) * c.tickUS
+		return (s.x + ceilDiv(over, c.rate)) * c.tickUS
 	case slidingWindow:
 		n := c.counters(s, total, now)
 		if spare := c.limit - n.z - need; spare >= 0 {
@@ -131,7 +132,7 @@ func (c *compiled) reset(s snap, total, now int64) int64 {
 		}
 	case tokenBucket:
 		if l := s.y + total*c.wt; l > 0 {
-			return (s.x + ceilDiv(l, c.limit)) * c.tickUS
+			return (s.x + ceilDiv(l, c.rate)) * c.tickUS
 		}
 	case slidingWindow:
 		switch n := c.counters(s, total, now); {
@@ -182,10 +183,16 @@ func (c *compiled) result(s snap, total, need, now, when, over int64, admitted b
 	return r
 }
 
+// longest is the longest wait that is told, since Never is none.
+const longest = (Never - 1) / time.Microsecond * time.Microsecond
+
 // after returns the wait from now until at, both microseconds.
 func after(at, now int64) time.Duration {
 	if at <= now {
 		return 0
+	}
+	if at-now > int64(longest/time.Microsecond) {
+		return longest
 	}
 	return time.Duration(at-now) * time.Microsecond
 }

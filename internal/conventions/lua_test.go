@@ -170,7 +170,8 @@ func luaCode(f luaFile) (complaints []string) {
 	return complaints
 }
 
-// embedded: each script is embedded into a variable that roundtrip.NewScript gets.
+// embedded: each script is embedded into a variable that roundtrip.NewScript gets, or
+// that is put into one as a part.
 func embedded(t *tree) (complaints []string) {
 	loaded := map[string]bool{} // path of a script
 	for _, f := range t.gos {
@@ -203,12 +204,21 @@ func embedded(t *tree) (complaints []string) {
 			}
 			ast.Inspect(g.File, func(n ast.Node) bool {
 				call, ok := n.(*ast.CallExpr)
-				if !ok || len(call.Args) != 1 {
+				if !ok {
 					return true
 				}
+				// A script may have parts, which a strings.Replacer puts into it.
 				fun, ok := call.Fun.(*ast.SelectorExpr)
-				if arg, isIdent := call.Args[0].(*ast.Ident); ok && isIdent && fun.Sel.Name == "NewScript" {
-					loaded[vars[arg.Name]] = true
+				if !ok || fun.Sel.Name != "NewScript" && fun.Sel.Name != "NewReplacer" {
+					return true
+				}
+				for _, arg := range call.Args {
+					ast.Inspect(arg, func(n ast.Node) bool {
+						if arg, isIdent := n.(*ast.Ident); isIdent {
+							loaded[vars[arg.Name]] = true
+						}
+						return true
+					})
 				}
 				return true
 			})
