@@ -3,6 +3,8 @@ package redistest
 import (
 	"bytes"
 	"context"
+	"crypto/sha1"
+	"fmt"
 	"maps"
 	"net"
 	"strconv"
@@ -20,7 +22,9 @@ import (
 // every kind of Redis. Commands that a script calls are part of the script.
 //
 // Left out is what go-redis does by itself: setting up connections (HELLO, AUTH,
-// CLIENT, SELECT, READONLY) and learning the topology (CLUSTER, COMMAND).
+// CLIENT, SELECT, READONLY) and learning the topology (CLUSTER, COMMAND). Left out as
+// well is TIME, alone or as the script that is nothing else: package roundtrip adds it to
+// a call now and then, which is not the call's doing.
 type Commands struct {
 	// RoundTrips is how many times the client wrote and then had to wait for
 	// Redis. A pipeline is one round trip on each server it goes to.
@@ -130,7 +134,7 @@ func (c *countedConn) Write(b []byte) (int, error) {
 func (c *countedConn) count(name string) {
 	container, _, _ := strings.Cut(name, "|")
 	switch container {
-	case "hello", "auth", "client", "select", "readonly", "readwrite", "asking", "cluster", "command":
+	case "hello", "auth", "client", "select", "readonly", "readwrite", "asking", "cluster", "command", "time":
 		return
 	}
 	c.mu.Lock()
@@ -161,6 +165,11 @@ func (c *countedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// askTime is the script that asks a cluster's master for the time, in lower case.
+const askTime = "return redis.call('time')\n"
+
+var askTimeSHA = fmt.Sprintf("%x", sha1.Sum([]byte("return redis.call('TIME')\n")))
+
 // requestParser finds the names of commands in what a client writes: arrays of
 // bulk strings, which writes may cut anywhere.
 type requestParser struct {
@@ -189,6 +198,8 @@ func (p *requestParser) feed(b []byte) (names []string) {
 				p.name = text
 			} else if p.arg == 1 && p.name == "script" {
 				p.name += "|" + text
+			} else if p.arg == 1 && (text == askTime || text == askTimeSHA) {
+				p.name = "time"
 			}
 			if p.arg++; p.arg == p.args {
 				names = append(names, p.name)

@@ -42,6 +42,9 @@ func (b *breaker) allow() bool {
 	return b.until.CompareAndSwap(until, now+max(b.pause.Load(), int64(breakerMinPause)))
 }
 
+// calm reports whether the last call succeeded, as far as is known.
+func (b *breaker) calm() bool { return b.failures.Load() == 0 }
+
 // report takes the outcome of a call or flight.
 func (b *breaker) report(failed bool) {
 	if !failed {

@@ -167,12 +167,13 @@ func (d *Departures) watch() {
 // for a while, since a new one has to grow its stack first, which took 2 % of the time of
 // a session's load and save.
 type Pilots[F any] struct {
-	fly   func(F)
-	calls chan F
+	fly    func(F)
+	calls  chan F
+	timers *timers
 }
 
 // NewPilots returns pilots that fly.
-func NewPilots[F any](fly func(F)) Pilots[F] { return Pilots[F]{fly, make(chan F)} }
+func NewPilots[F any](fly func(F)) Pilots[F] { return Pilots[F]{fly, make(chan F), new(timers)} }
 
 // Call gives f to a pilot that rests, or to a new one.
 func (p *Pilots[F]) Call(f F) {
@@ -185,10 +186,9 @@ func (p *Pilots[F]) Call(f F) {
 
 // Rest waits for a Call. It reports false if there was none for as long as patience.
 func (p *Pilots[F]) Rest() (f F, called bool) {
-	timer := timers.Get().(*time.Timer)
-	defer timers.Put(timer)
+	timer := p.timers.get()
+	defer p.timers.put(timer)
 	timer.Reset(patience)
-	defer timer.Stop()
 	select {
 	case f = <-p.calls:
 		return f, true

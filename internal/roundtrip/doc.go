@@ -4,7 +4,7 @@
 // A Conn adds to the user's go-redis client what all three need and what the
 // client by itself does not promise:
 //
-//   - A deadline of its own. A call returns within [Config.Timeout] (or the
+//   - A deadline of its own. A call has [Config.Timeout] for Redis (or until the
 //     context's deadline, if that is sooner) whatever timeouts, retries or pool
 //     the client was configured with, and also when the server is stopped or the
 //     network swallows packets.
@@ -20,6 +20,13 @@
 //     in pipelines as well, where go-redis' own fallback does not exist.
 //   - Writes that replicas acknowledge, see replicate.go.
 //   - Classified errors, see errors.go.
+//   - Time that a call spent in this process counts for itself: while Redis answers, a call
+//     that comes to be sent late has its whole timeout nevertheless, up to eight times as
+//     long it may wait for its turn ([ErrOverloaded]), and a reply that has come is read
+//     although the deadline is over. None of it trips the breaker.
+//   - What was certainly not sent, since the server had closed an idle connection, is sent
+//     on another one, also behind TLS, and also what goes out at most once, see wire.go.
+//   - The server's clock, see clock.go.
 //   - A breaker: after several failures in a row calls fail at once instead of
 //     after a timeout, and probes find out when Redis is back.
 //

@@ -40,6 +40,7 @@ type engine struct {
 // would cost the others their retry.
 type lanePair struct {
 	breaker          breaker
+	clock            clock // the server's
 	repeatable, once lane
 	replicated       lane // see replicate.go
 }
@@ -47,7 +48,7 @@ type lanePair struct {
 func (e *engine) newPair() *lanePair {
 	p := new(lanePair)
 	for _, l := range []*lane{&p.repeatable, &p.once, &p.replicated} {
-		l.eng, l.brk, l.departures.Late, l.pilots = e, &p.breaker, l.late, NewPilots(l.fly)
+		l.eng, l.brk, l.clock, l.departures.Late, l.pilots = e, &p.breaker, &p.clock, l.late, NewPilots(l.fly)
 	}
 	p.replicated.waits = true
 	return p
@@ -132,6 +133,8 @@ func newEngine(rdb redis.UniversalClient) *engine {
 		e.cluster = c
 		o := c.Options()
 		e.bounded = o.ContextTimeoutEnabled
+		// The hook keeps the engine alive, as a view does.
+		c.OnNewNode(func(node *redis.Client) { node.AddHook(clusterNode{eng: e}) })
 		if o.ClusterStateReloadInterval > 5*time.Second || o.ClusterStateReloadInterval == 0 {
 			slog.Warn("redporch: cluster client reloads its topology slowly; a dead master can stay unnoticed that long",
 				"code", "cluster-slow-reload", "interval", o.ClusterStateReloadInterval,
@@ -169,7 +172,10 @@ func (e *engine) pairFor(key string) *lanePair {
 		e.byMaster.Clear()
 		e.masters.Store(1)
 	}
-	p, _ := e.byMaster.LoadOrStore(master, e.newPair())
+	p, known := e.byMaster.LoadOrStore(master, e.newPair())
+	if !known {
+		master.AddHook(clusterNode{eng: e}) // it may be older than the engine
+	}
 	return p.(*lanePair)
 }
 
@@ -177,25 +183,53 @@ func (e *engine) pairFor(key string) *lanePair {
 // how it went. A failure after caller ended is the caller's doing and not the
 // server's.
 func (e *engine) exec(ctx context.Context, l *lane, cmds []redis.Cmder, caller context.Context) {
-	e.process(ctx, cmds)
+	if l.clock.due() {
+		e.processTimed(ctx, l, cmds)
+	} else {
+		e.process(ctx, cmds)
+	}
 	if again := unknownScripts(cmds); again != nil {
 		e.process(ctx, again)
 	}
 	e.retry(ctx, cmds)
-	var failure error
-	for _, cmd := range cmds {
-		if err := cmd.Err(); err != nil && err != redis.Nil && !isReply(err) {
-			failure = err
-			break
+	switch outcomeOf(cmds) {
+	case answered:
+		l.brk.report(false)
+	case failed:
+		if caller.Err() == nil {
+			l.failed()
 		}
 	}
-	switch {
-	case failure == nil:
-		l.brk.report(false)
-	case caller.Err() == nil:
-		l.brk.report(true)
-		e.nudge()
+}
+
+// outcome is what the commands of a call or flight say of the server.
+type outcome uint8
+
+const (
+	answered outcome = iota
+	failed
+	unasked // that it was not asked, for reasons of this process
+)
+
+func outcomeOf(cmds []redis.Cmder) (o outcome) {
+	for _, cmd := range cmds {
+		err := cmd.Err()
+		if err == nil || err == redis.Nil || isReply(err) {
+			continue
+		}
+		if !isOurs(err) {
+			return failed
+		}
+		o = unasked
 	}
+	return o
+}
+
+// failed notes that the server did not answer.
+func (l *lane) failed() {
+	l.brk.report(true)
+	l.clock.doubt() // it may be another one that answers next
+	l.eng.nudge()
 }
 
 func (e *engine) process(ctx context.Context, cmds []redis.Cmder) {

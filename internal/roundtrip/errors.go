@@ -17,7 +17,7 @@ var (
 	// ErrUnavailable says that Redis could not be asked, or did not answer as a
 	// working server would: it is down, too slow, loading, failing over, or
 	// refuses (see ErrRefused). Whether to fail open or closed is up to the
-	// caller. It is true of ErrTimeout and ErrRefused as well.
+	// caller. It is true of ErrTimeout, ErrRefused and ErrOverloaded as well.
 	ErrUnavailable = errors.New("redis is unavailable")
 
 	// ErrTimeout says that no answer came in time. The command may have been
@@ -29,6 +29,12 @@ var (
 	// authenticated, read-only.
 	ErrRefused = errors.New("redis refused the command")
 
+	// ErrOverloaded says that this process did not get to asking Redis in time, since it
+	// had too much else to do: the call waited in its own queues, or for a connection of a
+	// pool that was all in use. It was not executed, and it says nothing of Redis. It
+	// matches ErrUnavailable too.
+	ErrOverloaded = errors.New("the process is overloaded")
+
 	// ErrBug says that the command was wrong for the data or the topology
 	// (WRONGTYPE, CROSSSLOT, a script error). It never matches ErrUnavailable:
 	// failing open on a bug would hide it.
@@ -39,7 +45,7 @@ var (
 type Error struct {
 	// Package and Op say what was attempted, such as "session" and "load".
 	Package, Op string
-	// Kind is ErrUnavailable, ErrTimeout, ErrRefused, ErrBug, or
+	// Kind is ErrUnavailable, ErrTimeout, ErrRefused, ErrOverloaded, ErrBug, or
 	// context.Canceled.
 	Kind error
 	// MaybeExecuted is true when Redis may have executed the command although no
@@ -63,7 +69,7 @@ func (e *Error) Error() string {
 // Unwrap gives errors.Is and errors.As the class and the cause.
 func (e *Error) Unwrap() []error {
 	kinds := []error{e.Kind}
-	if e.Kind == ErrTimeout || e.Kind == ErrRefused {
+	if e.Kind == ErrTimeout || e.Kind == ErrRefused || e.Kind == ErrOverloaded {
 		kinds = append(kinds, ErrUnavailable)
 	}
 	if e.Err != nil {
@@ -82,6 +88,7 @@ func MaybeExecuted(err error) bool {
 
 var (
 	errBreakerOpen = errors.New("circuit breaker is open after repeated failures")
+	errQueued      = errors.New("the call waited too long for its turn")
 	errCrowded     = errors.New("too many earlier calls are still unanswered")
 )
 
@@ -105,9 +112,11 @@ func classify(err error) (kind error, maybe bool) {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return context.Canceled, true
+	case isOurs(err):
+		return ErrOverloaded, false
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return ErrTimeout, !isDial(err)
-	case errors.Is(err, redis.ErrClosed), errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
+		return ErrTimeout, !isDial(err) && !isUnsent(err)
+	case errors.Is(err, redis.ErrClosed):
 		return ErrUnavailable, false
 	case redis.IsOOMError(err), redis.IsPermissionError(err), redis.IsAuthError(err), redis.IsReadOnlyError(err):
 		return ErrRefused, false
@@ -122,11 +131,16 @@ func classify(err error) (kind error, maybe bool) {
 	}
 	var netErr net.Error
 	if errors.As(err, &netErr) && netErr.Timeout() {
-		return ErrTimeout, !isDial(err)
+		return ErrTimeout, !isDial(err) && !isUnsent(err)
 	}
 	// Everything else comes from the wire: reset, EOF, garbage. Only a failed
-	// dial proves that nothing was sent.
-	return ErrUnavailable, !isDial(err)
+	// dial, and a connection that was found closed, prove that nothing was sent.
+	return ErrUnavailable, !isDial(err) && !isUnsent(err)
+}
+
+// isOurs reports whether err says that this process did not get to asking Redis.
+func isOurs(err error) bool {
+	return errors.Is(err, errQueued) || errors.Is(err, redis.ErrPoolTimeout) || errors.Is(err, redis.ErrPoolExhausted)
 }
 
 // isReply reports whether err is an error that the server answered with, and not

@@ -15,8 +15,9 @@ import (
 // took 74 % of the time of go-redis' autopipeliner at 64 callers and 72 % at 256, and
 // they rest on Pipeline, which is a stable API.
 type lane struct {
-	eng *engine
-	brk *breaker
+	eng   *engine
+	brk   *breaker
+	clock *clock
 
 	waits bool // flights wait for replicas, see replicate.go
 
@@ -24,6 +25,7 @@ type lane struct {
 	waiting    []*flight // gather calls; the first leaves next
 	departures Departures
 	pilots     Pilots[*flight]
+	timers     timers
 	last       int // calls of the last flight, as many as the next may have
 
 	callers atomic.Int64 // with a seat in a flight
@@ -40,6 +42,7 @@ type flight struct {
 	absent  int64         // calls that nobody waits for yet
 	timeout time.Duration // the longest of the calls'
 	until   time.Time     // by when the calls that rely on the flight need their outcome; zero: none does
+	sent    time.Time     // when it took off
 	state   flightState
 	landed  chan struct{} // closed when every command has its outcome
 }
@@ -126,17 +129,56 @@ func (c *Conn) land(ctx context.Context, op string, b *seat, by time.Time) error
 			return nil
 		}
 	} else {
-		timer := timers.Get().(*time.Timer)
-		timer.Reset(time.Until(by))
-		landed := await(ctx, b.flight.landed, timer.C)
-		timer.Stop()
-		timers.Put(timer)
-		if landed {
-			return nil
+		last := by.Add(maxQueued * c.cfg.Timeout)
+		timer := b.lane.timers.get()
+		defer b.lane.timers.put(timer)
+		for {
+			timer.Reset(time.Until(by))
+			if await(ctx, b.flight.landed, timer.C) {
+				return nil
+			}
+			if ctx.Err() != nil {
+				break
+			}
+			later, ours := b.lane.held(b.flight, c.cfg.Timeout, last)
+			if later.IsZero() {
+				if ours && !b.lane.leave(b.flight, b.at, false) {
+					return &Error{Package: c.cfg.Name, Op: op, Kind: ErrOverloaded, Err: errQueued}
+				}
+				break
+			}
+			by = later
 		}
 	}
 	tookOff := b.lane.leave(b.flight, b.at, ctx.Err() == nil)
 	return c.late(ctx, op, tookOff)
+}
+
+// maxQueued times its timeout may a call wait in this process, while Redis answers.
+const maxQueued = 8
+
+// held returns how much longer a call waits for a flight that has not landed in time,
+// since the time was spent in this process and not by Redis; zero: no longer. ours is true
+// if that is since it waited for so long.
+func (l *lane) held(f *flight, timeout time.Duration, last time.Time) (by time.Time, ours bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.brk.calm() || f.state == givenUp {
+		return by, false
+	}
+	now := time.Now()
+	switch {
+	case f.state == boarding && l.departures.flying < maxFlying: // nobody got to sending it
+		if now.After(last) {
+			return by, true
+		}
+		return now.Add(timeout), false
+	case f.state == inTheAir && now.Before(f.sent.Add(timeout)):
+		return f.sent.Add(timeout), false
+	case f.state == over: // it has landed this moment
+		return now.Add(timeout), false
+	}
+	return by, false
 }
 
 // relies reports whether a call may leave it to its flight to end in time. A flight
@@ -164,13 +206,24 @@ func await(ctx context.Context, landed <-chan struct{}, timer <-chan time.Time) 
 	return false
 }
 
-// timers keeps stopped timers. Since Go 1.23 a stopped or reset timer's channel
-// never holds an old tick.
-var timers = sync.Pool{New: func() any {
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return t
-}}
+// timers keeps stopped timers, those of one client: one that was made in a bubble of
+// testing/synctest ends the process if it is used outside. Since Go 1.23 a stopped or reset
+// timer's channel never holds an old tick.
+type timers struct{ pool sync.Pool }
+
+func (t *timers) get() *time.Timer {
+	if timer, ok := t.pool.Get().(*time.Timer); ok {
+		return timer
+	}
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	return timer
+}
+
+func (t *timers) put(timer *time.Timer) {
+	timer.Stop()
+	t.pool.Put(timer)
+}
 
 // leave takes a passenger out of a flight that has not taken off, and gives up on
 // one that is overdue, so that later calls don't queue behind it.
@@ -185,8 +238,7 @@ func (l *lane) leave(f *flight, seat int, overdue bool) (tookOff bool) {
 		if overdue && !l.eng.bounded {
 			f.state = givenUp
 			l.overdue.Add(1)
-			l.brk.report(true)
-			l.eng.nudge()
+			l.failed()
 			if next, leaves := l.landed(f, time.Hour); next != Stay {
 				l.pilots.Call(leaves)
 			}
@@ -208,6 +260,7 @@ func (l *lane) takeOff() *flight {
 	f := l.waiting[0]
 	l.waiting = slices.Delete(l.waiting, 0, 1)
 	f.state = inTheAir
+	f.sent = time.Now()
 	l.last = len(f.calls)
 	return f
 }
@@ -293,9 +346,14 @@ func (l *lane) send(f *flight) {
 			}
 		}
 	}
-	until := f.until
-	if until.IsZero() {
-		until = time.Now().Add(f.timeout)
+	until, err := l.deadline(f.until, f.timeout)
+	if err != nil {
+		for _, cmd := range cmds {
+			cmd.SetErr(err)
+		}
+		together.settle()
+		close(f.landed)
+		return
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), until)
 	if l.waits {
@@ -308,4 +366,23 @@ func (l *lane) send(f *flight) {
 	cancel()
 	together.settle()
 	close(f.landed)
+}
+
+// deadline returns by when what is sent now must be answered, if those who rely on it
+// began so long ago that they need it by until; zero: nobody does. While Redis answers it
+// has all of timeout: what passed before was this process' own time. The error is non-nil
+// if nothing is to be sent.
+func (l *lane) deadline(until time.Time, timeout time.Duration) (time.Time, error) {
+	now := time.Now()
+	switch {
+	case until.IsZero():
+	case !l.brk.calm():
+		if now.After(until) {
+			return until, unsent{context.DeadlineExceeded}
+		}
+		return until, nil
+	case now.After(until.Add((maxQueued - 1) * timeout)):
+		return until, errQueued
+	}
+	return now.Add(timeout), nil
 }

@@ -39,6 +39,7 @@ func TestUsersHooksSeeCommands(t *testing.T) {
 	rdb.AddHook(&h)
 	c := newConn(t, rdb, roundtrip.Config{})
 	ctx := t.Context()
+	mustIncr(t, c, "first") // with a TIME
 	mustIncr(t, c, "n")
 	c.Do(ctx, "load", redis.NewStringCmd(ctx, "get", "a"), redis.NewStringCmd(ctx, "get", "b"))
 	if h.single.Load() == 0 || h.pipelines.Load() == 0 {

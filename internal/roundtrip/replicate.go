@@ -104,10 +104,17 @@ func (e *engine) execReplicated(ctx context.Context, l *lane, cmds []redis.Cmder
 	all := due
 	wait := timeout * waitShare / 100
 	until := time.Now().Add(wait)
-	for n := range maxDeliveries {
+	looked := 0
+	for n := 0; n < maxDeliveries; {
 		e.deliver(ctx, due, max(time.Until(until), time.Millisecond))
-		var pause bool
-		if due, pause = e.undelivered(ctx, due); len(due) == 0 || n == maxDeliveries-1 {
+		var pause, stale bool
+		if due, pause, stale = e.undelivered(ctx, due); len(due) == 0 {
+			break
+		}
+		if looked++; !stale || looked > maxStale {
+			n++
+		}
+		if n == maxDeliveries {
 			break
 		}
 		if pause {
@@ -127,16 +134,18 @@ func (e *engine) execReplicated(ctx context.Context, l *lane, cmds []redis.Cmder
 			d.cmd.SetErr(nil)
 		}
 	}
-	failed := false
-	for _, d := range all {
-		err := d.cmd.Err()
-		failed = failed || err != nil && err != redis.Nil && !isReply(err)
+	sent := make([]redis.Cmder, len(all))
+	for i, d := range all {
+		sent[i] = d.cmd
+	}
+	switch outcomeOf(sent) {
+	case answered:
+		l.brk.report(false)
+	case failed:
+		l.failed()
 	}
 	for _, r := range receipts {
 		r.close()
-	}
-	if l.brk.report(failed); failed {
-		e.nudge()
 	}
 }
 
@@ -201,14 +210,17 @@ type waitCmd struct{ *redis.IntCmd }
 func (waitCmd) NoRetry() bool { return true }
 
 // undelivered returns those that no server has executed and another may, or the
-// same one a moment later.
-func (e *engine) undelivered(ctx context.Context, due []*delivery) (again []*delivery, pause bool) {
+// same one a moment later; and whether their connections had been closed.
+func (e *engine) undelivered(ctx context.Context, due []*delivery) (again []*delivery, pause, stale bool) {
+	stale = true
 	for _, d := range due {
 		err := d.cmd.Err()
 		if err == nil || err == redis.Nil {
 			continue
 		}
-		if isUnknownScript(d.cmd) {
+		closed := isUnsent(err) && !isTimeout(err)
+		stale = stale && closed
+		if isUnknownScript(d.cmd) || closed {
 			again = append(again, d)
 			continue
 		}
@@ -238,7 +250,7 @@ func (e *engine) undelivered(ctx context.Context, due []*delivery) (again []*del
 			again, pause = append(again, d), true
 		}
 	}
-	return again, pause
+	return again, pause, stale
 }
 
 // master returns the client of the master with an address, or nil.

@@ -118,9 +118,10 @@ func (c *Conn) DoEach(ctx context.Context, op string, cmds ...redis.Cmder) error
 	return c.DoEachBy(ctx, time.Time{}, op, cmds...)
 }
 
-// DoEachBy is DoEach for a call that began some time ago: it ends at by, if that is
-// sooner than after Config.Timeout. Zero means no such time. That by was missed
-// counts against the server, unlike a deadline of ctx, which is the caller's affair.
+// DoEachBy is DoEach for a call that began some time ago, and was to end at by. While
+// Redis answers, it is sent nevertheless and given Config.Timeout, since the time that has
+// passed was this process' own, unless that was eight times as much: ErrOverloaded. After
+// a failure it ends at by. Zero means no such time.
 func (c *Conn) DoEachBy(ctx context.Context, by time.Time, op string, cmds ...redis.Cmder) error {
 	if c.cfg.OnCall == nil {
 		_, err := c.send(ctx, op, cmds, by)
@@ -186,8 +187,9 @@ func (c *Conn) gone(op string, cause error, maybe bool) error {
 
 // direct sends cmds at once, on a connection of their own.
 func (c *Conn) direct(ctx context.Context, op string, l *lane, cmds []redis.Cmder, by time.Time) error {
-	if end := time.Now().Add(c.cfg.Timeout); by.IsZero() || end.Before(by) {
-		by = end
+	by, err := l.deadline(by, c.cfg.Timeout)
+	if err != nil {
+		return c.Classify(op, err)
 	}
 	own, cancel := context.WithDeadline(ctx, by)
 	defer cancel()
@@ -215,15 +217,22 @@ func (c *Conn) direct(ctx context.Context, op string, l *lane, cmds []redis.Cmde
 		return nil
 	case <-own.Done():
 	}
+	late := time.Since(by) > c.cfg.Timeout/4
+	if late && ctx.Err() == nil {
+		// So was this goroutine, and perhaps the other, which has the reply.
+		timer := l.timers.get()
+		timer.Reset(c.cfg.Timeout / 4)
+		await(ctx, done, timer.C)
+		l.timers.put(timer)
+	}
 	l.overdue.Add(1)
 	if !ended.CompareAndSwap(false, true) {
 		l.overdue.Add(-1)
 		<-done
 		return nil
 	}
-	if ctx.Err() == nil {
-		l.brk.report(true)
-		c.eng.nudge()
+	if ctx.Err() == nil && !late {
+		l.failed()
 	}
 	return c.late(ctx, op, true)
 }

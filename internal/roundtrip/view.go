@@ -43,7 +43,7 @@ func (c ours) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-func (v *view) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (v *view) DialHook(next redis.DialHook) redis.DialHook { return wired{}.DialHook(next) }
 
 func (v *view) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
