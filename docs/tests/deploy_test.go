@@ -3,7 +3,10 @@ package tests
 import (
 	"bufio"
 	"context"
+	"net/http"
+	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -55,5 +58,39 @@ func TestRedisConfigs(t *testing.T) {
 				t.Errorf("Check(%+v) = %v, %v; want %s", c.wrong, findings, err, c.because)
 			}
 		})
+	}
+}
+
+// TestComposeTrustsTheProxyOnly: the servers in compose.yaml believe what the proxy says
+// of a client's address, and nobody else: not the gateway of their network either,
+// from which requests to the published ports come.
+func TestComposeTrustsTheProxyOnly(t *testing.T) {
+	text, err := os.ReadFile(root + "/compose.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := func(pattern string) string {
+		t.Helper()
+		found := regexp.MustCompile(pattern).FindAllStringSubmatch(string(text), -1)
+		if len(found) != 1 {
+			t.Fatalf("compose.yaml matches %s %d times; want once", pattern, len(found))
+		}
+		return found[0][1]
+	}
+	proxy, gateway := value(`ipv4_address: (\S+)`), value(`gateway: (\S+)`)
+	subnet, others := netip.MustParsePrefix(value(`subnet: (\S+)`)), netip.MustParsePrefix(value(`ip_range: (\S+)`))
+	if p := netip.MustParseAddr(proxy); !subnet.Contains(p) || others.Contains(p) {
+		t.Errorf("the proxy's %s is not of %s, or of those that others get, %s", p, subnet, others)
+	}
+	resolve := middleware.ClientAddr(middleware.ClientAddrConfig{Trusted: middleware.Prefixes(value(`TRUSTED_PROXIES: (\S+)`))})
+	for from, want := range map[string]string{proxy: "192.0.2.7", gateway: gateway, others.Addr().Next().String(): others.Addr().Next().String()} {
+		r, _ := http.NewRequest("GET", "/", nil)
+		r.RemoteAddr = from + ":40000"
+		r.Header.Set("X-Forwarded-For", "192.0.2.7")
+		var got string
+		resolve(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = middleware.ClientAddrOf(r).String() })).ServeHTTP(nil, r)
+		if got != want {
+			t.Errorf("a request from %s that says it is for 192.0.2.7 comes from %s; want %s", from, got, want)
+		}
 	}
 }

@@ -63,6 +63,16 @@ func TestGettingStarted(t *testing.T) {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 
+	// A malformed URL is told, without the password that it may hold.
+	for _, url := range []string{"redis://app:s3cr3t@[::1", "redis://app:s3cr3t/x@localhost", "redis://app:s3cr3t%zz@localhost"} {
+		server := exec.Command(bin)
+		server.Env = append(os.Environ(), "REDIS_URL="+url)
+		out, err := server.CombinedOutput()
+		if err == nil || strings.Contains(string(out), "s3cr3t") || !strings.Contains(string(out), "REDIS_URL") {
+			t.Errorf("REDIS_URL=%s: the program ends with %v and says %q; want a complaint of REDIS_URL without the password", url, err, out)
+		}
+	}
+
 	m := miniredis.RunT(t)
 	m.ClockTTL(true)
 	addr := freeAddr(t)

@@ -34,8 +34,8 @@ func main() {
 			fmt.Fprintf(w, "visit %d from %s, by %s\n", visits+1, city.Value, city.Source)
 		}
 	})
-	log.Fatal(http.ListenAndServe("localhost:8081", middleware.Chain( // first is outermost
-		middleware.RateLimit(limiter, middleware.ClientIP(), middleware.RateLimitConfig{}),
-		middleware.Sessions(sessions, "sid", middleware.SessionsConfig{}),
-	)(hello)))
+	limit := middleware.RateLimit(limiter, middleware.ClientIP(), middleware.RateLimitConfig{})
+	h := middleware.Chain(limit, middleware.Sessions(sessions, "sid", middleware.SessionsConfig{}))(hello) // first is outermost
+	srv := &http.Server{Addr: "localhost:8081", Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
+	log.Fatal(srv.ListenAndServe())
 }

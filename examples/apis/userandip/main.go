@@ -23,14 +23,15 @@ import (
 
 func main() {
 	opts, err := redis.ParseURL(cmp.Or(os.Getenv("REDIS_URL"), "redis://localhost:6379"))
-	if err != nil {
-		log.Fatal(err)
+	if err != nil { // it quotes the URL, which may hold a password
+		log.Fatal("REDIS_URL: want it such as redis://user:password@localhost:6379/0")
 	}
 	h, err := handler(redis.NewClient(opts), ratelimit.Config{}, map[string]string{"ada-key": "ada", "grace-key": "grace"})
 	if err != nil {
 		log.Fatal(err)
 	}
-	log.Fatal(http.ListenAndServe("localhost:8080", h))
+	srv := &http.Server{Addr: "localhost:8080", Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
+	log.Fatal(srv.ListenAndServe())
 }
 
 func handler(rdb redis.UniversalClient, cfg ratelimit.Config, users map[string]string) (http.Handler, error) {

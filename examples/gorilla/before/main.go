@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/gorilla/mux"
 	"github.com/gorilla/sessions"
@@ -22,8 +23,8 @@ import (
 
 func main() {
 	opts, err := redis.ParseURL(cmp.Or(os.Getenv("REDIS_URL"), "redis://localhost:6379"))
-	if err != nil {
-		log.Fatal(err)
+	if err != nil { // it quotes the URL, which may hold a password
+		log.Fatal("REDIS_URL: want it such as redis://user:password@localhost:6379/0")
 	}
 	store, err := redisstore.NewRedisStore(context.Background(), redis.NewClient(opts))
 	if err != nil {
@@ -37,7 +38,8 @@ func main() {
 		log.Fatal(err)
 	}
 	fmt.Printf("listening on %s\n", ln.Addr())
-	log.Fatal(http.Serve(ln, routes(store)))
+	srv := &http.Server{Handler: routes(store), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
+	log.Fatal(srv.Serve(ln))
 }
 
 func routes(store sessions.Store) http.Handler {
