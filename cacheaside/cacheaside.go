@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,7 +90,7 @@ func New[K comparable, V any](rdb redis.UniversalClient, name string, load func(
 		conn:   conn,
 		loader: load,
 		keys:   keys,
-		pack:   newPacker(&cfg),
+		pack:   newPacker(&cfg, name),
 		base:   cfg.Prefix + name + ":",
 		origin: nonce(),
 		seed:   maphash.MakeSeed(),
@@ -160,20 +161,27 @@ func (c *Cache[K, V]) ref(key K) (ref[K], error) {
 	if err != nil {
 		return ref[K]{}, err
 	}
-	entry := string(b)
-	r := c.refOf(key, entry, entry[len(c.base):])
+	r := c.refOf(key, string(b))
+	if c.fn.Tags != nil {
+		c.shield(func() { r.tags = c.fn.Tags(key) })
+		if len(r.tags) > 1 {
+			// The entry holds their versions in this order, in every process. The slice
+			// may be the caller's.
+			r.tags = slices.Clone(r.tags)
+			slices.Sort(r.tags)
+			r.tags = slices.Compact(r.tags)
+		}
+	}
 	if len(r.tags) > maxTagCount {
 		return r, fmt.Errorf("cacheaside: Funcs.Tags gave %d tags; at most %d", len(r.tags), maxTagCount)
 	}
 	return r, nil
 }
 
-func (c *Cache[K, V]) refOf(key K, entry, text string) ref[K] {
-	r := ref[K]{key: key, entry: entry, text: text, stripe: maphash.String(c.seed, text)}
-	if c.fn.Tags != nil {
-		c.shield(func() { r.tags = c.fn.Tags(key) })
-	}
-	return r
+// refOf is ref without tags.
+func (c *Cache[K, V]) refOf(key K, entry string) ref[K] {
+	text := entry[len(c.base):]
+	return ref[K]{key: key, entry: entry, text: text, stripe: maphash.String(c.seed, text)}
 }
 
 // clock reads this machine's clock corrected by what replies told about the

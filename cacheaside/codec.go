@@ -58,12 +58,17 @@ func (c codecFuncs) Unmarshal(data []byte, v any) error { return c.unmarshal(dat
 type packer struct {
 	codec        Codec
 	id           uint32
-	compressOver int // negative: never
+	older        uint32 // what versions wrote that did not tell caches apart by it
+	compressOver int    // negative: never
 	maxValue     int
 }
 
-func newPacker(cfg *Config) packer {
-	return packer{codec: cfg.Codec, id: codecID(cfg.Codec.Name()), compressOver: cfg.CompressOver, maxValue: cfg.MaxValue}
+// newPacker returns the packer of a cache called name. Its id tells codecs apart, and
+// caches whose prefixes and names run into the same text: "a:" and "b" with a key
+// "c:1", "a:b:" and "c" with a key "1".
+func newPacker(cfg *Config, name string) packer {
+	codec := cfg.Codec.Name()
+	return packer{codec: cfg.Codec, id: codecID(codec + "\x00" + cfg.Prefix + "\x00" + name), older: codecID(codec), compressOver: cfg.CompressOver, maxValue: cfg.MaxValue}
 }
 
 // pack encodes v into e's payload.
@@ -80,7 +85,7 @@ func (p *packer) pack(e *entry, v any) (err error) {
 	if len(data) > p.maxValue {
 		return errTooLarge
 	}
-	e.codec = p.id
+	e.codec, e.size = p.id, len(data)
 	if p.compressOver >= 0 && len(data) > p.compressOver {
 		if small := s2.Encode(nil, data); len(small) < len(data) {
 			data = small
@@ -98,7 +103,7 @@ func (p *packer) unpack(e *entry, v any) (err error) {
 			err = fmt.Errorf("codec panicked: %v", r)
 		}
 	}()
-	if e.codec != p.id {
+	if e.codec != p.id && e.codec != p.older {
 		return errForeign
 	}
 	data := e.payload
@@ -115,6 +120,7 @@ func (p *packer) unpack(e *entry, v any) (err error) {
 			return errUnreadable
 		}
 	}
+	e.size = len(data)
 	return p.codec.Unmarshal(data, v)
 }
 

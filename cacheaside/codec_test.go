@@ -84,9 +84,7 @@ func TestMaxValue(t *testing.T) {
 				t.Errorf("size %d: %d loads, reported %q; want %d", size, loads, op, tt.loads)
 			}
 		}
-		if n := rdb.Exists(ctx, prefix+"k").Val(); n != 0 {
-			t.Error("a lease was left behind")
-		}
+		noLease(t, rdb, prefix+"k")
 		if err := c.Set(ctx, "k", strings.Repeat("x", 200)); err == nil {
 			t.Error("Set of a large value: no error")
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/redporch/redporch/internal/roundtrip"
@@ -61,10 +62,14 @@ type Config struct {
 	// DefaultEarlyRefresh, more is earlier; negative means never.
 	EarlyRefresh float64
 
+	// NotFound lists errors of the loader, sql.ErrNoRows for instance, that mean what
+	// ErrNotFound does: callers get an error that matches both.
+	NotFound []error
+
 	// ErrorBackoff is the pause after a failed load of a key in which no other
 	// load of that key is tried in this process while a stale value may be
-	// returned instead. It doubles with each failure, to 32 times as much. Zero
-	// means DefaultErrorBackoff; negative means no pause.
+	// returned instead. It doubles with each failure, to 32 times as much. At
+	// most a day. Zero means DefaultErrorBackoff; negative means no pause.
 	ErrorBackoff time.Duration
 
 	// L1Entries is how many decoded values are kept in this process, in front
@@ -73,8 +78,10 @@ type Config struct {
 	// negative means none: then each Get asks Redis.
 	L1Entries int
 
-	// L1Weight, when positive, bounds the values in this process by the sum of
-	// their encoded sizes in bytes, in place of L1Entries.
+	// L1Weight, when positive, bounds the values in this process by the sum in bytes
+	// of their encoded sizes before compression, their keys, and 256 for each, in place
+	// of L1Entries. What a decoded value takes in memory may be more than its encoded
+	// size, by a factor that depends on its type.
 	L1Weight int64
 
 	// L1TTL is how long a value may stay in this process without asking Redis,
@@ -117,7 +124,8 @@ type Config struct {
 	// Redis can't be asked. Zero means DefaultMaxDirectLoads.
 	MaxDirectLoads int
 
-	// Prefix begins all names in Redis. Zero means DefaultPrefix.
+	// Prefix begins all names in Redis. It must not contain braces, which mark hash
+	// slots. Zero means DefaultPrefix.
 	Prefix string
 
 	// Codec turns values into bytes and back. Nil means JSON.
@@ -187,6 +195,12 @@ func (cfg *Config) complete(name string) error {
 	}
 	if cfg.NegativeTTL > maxTTL {
 		bad("NegativeTTL is %v; at most %v", cfg.NegativeTTL, maxTTL)
+	}
+	if cfg.ErrorBackoff > 24*time.Hour {
+		bad("ErrorBackoff is %v; at most 24h", cfg.ErrorBackoff)
+	}
+	if strings.ContainsAny(cfg.Prefix, "{}") {
+		bad("Prefix contains a brace; braces mark hash slots, leave them out")
 	}
 	if cfg.MaxStaleness > 0 && cfg.MaxStaleness < 100*time.Millisecond {
 		bad("MaxStaleness is %v; at least 100ms, or turn the first level off with L1Entries: -1", cfg.MaxStaleness)
@@ -264,7 +278,8 @@ func (cfg *Config) keep(d time.Duration) time.Duration {
 // Funcs holds what depends on the types of keys and values. All are optional.
 type Funcs[K comparable, V any] struct {
 	// LoadMany loads many keys for GetMany. Keys missing from its result are
-	// not found. Its error fails all keys of the call. It is given at most 1,000
+	// not found. Its error fails all keys of the call, except that a *ManyError fails
+	// those it names: the others are taken from the result. It is given at most 1,000
 	// keys at a time.
 	LoadMany func(ctx context.Context, keys []K) (map[K]V, error)
 
@@ -272,11 +287,17 @@ type Funcs[K comparable, V any] struct {
 	// give the same answer for a key in every process.
 	Tags func(key K) []string
 
+	// TTL is how long a value is fresh, in place of Config.TTL; zero or less means as
+	// Config.TTL says. The entries of a key with tags live for an hour more than
+	// Config.TTL at most.
+	TTL func(value V) time.Duration
+
 	// Version tells how new a value is, see Set.
 	Version func(value V) uint64
 
 	// Clone copies a value before it is handed to a caller while others may
-	// hold it too.
+	// hold it too. It is never called without one: not for ErrNotFound or another
+	// error. If it panics its caller gets a *PanicError.
 	Clone func(value V) V
 }
 

@@ -44,8 +44,9 @@
 // An entry begins with its kind and 16 random bytes, new for every write, which
 // together are what scripts compare before they replace it:
 //
-//	byte 0      V value, N negative, L lease, F fence
-//	1-16        nonce; of a fence: the tokens of those who hold it, 16 bytes each
+//	byte 0      V value, N negative, L lease, F fence, U not cached
+//	1-16        nonce; of a fence: for each of those who hold it a token, 10 bytes, and
+//	            its end in milliseconds since 1970, 6 bytes
 //	17          format, '1'; from here on of V and N only
 //	18          flags: 1 compressed, 2 has a version, 4 has tags
 //	19-31       until when a refresh is claimed, milliseconds, 13 digits

@@ -14,6 +14,7 @@ const (
 	kindNegative = 'N'
 	kindLease    = 'L'
 	kindFence    = 'F'
+	kindUncached = 'U' // the last load's outcome is not cached; loads go side by side
 
 	offKind     = 0
 	offNonce    = 1  // 16 bytes, random, new for every write
@@ -54,6 +55,7 @@ type entry struct {
 	version uint64
 	tags    []tagVersion
 	payload []byte
+	size    int // of the payload before compression
 }
 
 // tagVersion is the version that a tag had before the value was loaded.

@@ -12,6 +12,10 @@ var (
 	// not exist at the source. The answer is cached for Config.NegativeTTL.
 	ErrNotFound = errors.New("cacheaside: not found")
 
+	// ErrNotModified is what a loader returns, possibly wrapped, if the value that
+	// Previous gave it is still right. That is cached anew.
+	ErrNotModified = errors.New("cacheaside: not modified")
+
 	// ErrUnavailable says that Redis could not be asked. Get and its kin don't
 	// return it: they load instead.
 	ErrUnavailable = roundtrip.ErrUnavailable
@@ -20,13 +24,14 @@ var (
 	// now. It is tried again in the background, and until it has succeeded this
 	// process loads the keys instead of reading them from the cache. Other
 	// processes may see the old values until then. It comes along with
-	// ErrUnavailable.
+	// ErrUnavailable. Update returns it only if the write is done.
 	ErrInvalidationQueued = errors.New("cacheaside: invalidation failed and is queued")
 
 	// ErrFenceLost says that a fence did not hold until it was lifted: the write
 	// outlived Config.FenceTTL, or Redis lost the fence or could not be asked.
-	// The write is done and the keys were invalidated afterwards, but a reader
-	// may have seen the old value after another had seen the new one.
+	// Update returns it only if the write is done. The keys were invalidated
+	// afterwards, but a reader may have seen the old value after another had seen
+	// the new one. From Fence.Done it says nothing about the write.
 	ErrFenceLost = errors.New("cacheaside: fence was lost before the write ended")
 
 	// ErrLoadTimeout says that the loader did not return within
@@ -39,7 +44,7 @@ var (
 	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("cacheaside: cache is closed")
 
-	errGoexit      = errors.New("loader called runtime.Goexit")
+	errGoexit      = errors.New("runtime.Goexit was called")
 	errUnreadable  = errors.New("stored entry is damaged or of a foreign format")
 	errForeign     = errors.New("stored value was not written by this cache")
 	errTooLarge    = errors.New("encoded value is larger than MaxValue")
@@ -48,14 +53,16 @@ var (
 	errKeyTooLarge = fmt.Errorf("%w: longer than %d bytes", errBadKey, maxKey)
 )
 
-// PanicError is the error that callers get when a loader panics or calls
-// runtime.Goexit.
+// PanicError is the error that callers get when a loader, or another function of the
+// app without which there is no answer, panics or calls runtime.Goexit.
 type PanicError struct {
-	Value any    // what the loader panicked with; an error for Goexit
-	Stack []byte // of the loader's goroutine
+	Value any    // what it panicked with; an error for Goexit
+	Stack []byte // of its goroutine
 }
 
-func (e *PanicError) Error() string { return fmt.Sprintf("cacheaside: loader panicked: %v", e.Value) }
+func (e *PanicError) Error() string {
+	return fmt.Sprintf("cacheaside: loader or another function of the app panicked: %v", e.Value)
+}
 
 // Unwrap returns Value if it is an error.
 func (e *PanicError) Unwrap() error {

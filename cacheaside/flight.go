@@ -2,6 +2,7 @@ package cacheaside
 
 import (
 	"context"
+	"slices"
 	"sync"
 )
 
@@ -15,16 +16,19 @@ import (
 //
 //   - before it asks Redis: whoever had a seat may have what Redis answered;
 //   - before it calls the loader: whoever had a seat may have what was loaded;
-//   - before it sends the fill: if Redis accepted the fill, no invalidation came
-//     between lease and fill, and whoever had a seat by then may have the value.
+//   - before it sends the fill: if Redis accepted the fill, and the versions of the
+//     key's tags that were read along with it are those from before the load, then
+//     no invalidation came between lease and fill, by key, tag or Clear, and whoever
+//     had a seat by then may have the value.
 //
 // The others look again. A caller that arrives while a flight loads without a
 // lease, so that no fill will vouch for the value, takes a seat in the next one,
-// which starts when this one has ended.
+// which starts when this one has ended. So does one that arrives after an
+// invalidation by this process that concerns the key.
 type flight[K comparable, V any] struct {
 	ctx  context.Context // of its first caller, without its cancellation
 	ref  ref[K]
-	seen sighting
+	seen sighting[V]
 
 	seats    int // taken so far; guarded by the shard's lock, as are the next two
 	waiting  int // callers still there
@@ -37,10 +41,12 @@ type flight[K comparable, V any] struct {
 }
 
 // sighting is what the first caller of a flight saw at Redis.
-type sighting struct {
-	direct  bool    // don't ask Redis
-	expired *entry  // to be refreshed
-	replace *string // unreadable, to be replaced
+type sighting[V any] struct {
+	direct  bool      // don't ask Redis
+	force   bool      // load, whatever the key holds
+	expired *entry    // to be refreshed
+	old     *Entry[V] // its value
+	replace *string   // unreadable, to be replaced
 }
 
 type result[V any] struct {
@@ -61,7 +67,7 @@ func (fs *flights[K, V]) shard(r *ref[K]) *flightShard[K, V] { return &fs[r.stri
 // join takes a seat in the key's flight. If own is true the flight is new and the
 // caller has to run it. With fresh it is one whose steps all come after this
 // call, so that the seat is good for any result.
-func (fs *flights[K, V]) join(ctx context.Context, r *ref[K], seen sighting, fresh bool) (f *flight[K, V], seat int, own bool) {
+func (fs *flights[K, V]) join(ctx context.Context, r *ref[K], seen sighting[V], fresh bool) (f *flight[K, V], seat int, own bool) {
 	s := fs.shard(r)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,6 +84,7 @@ func (fs *flights[K, V]) join(ctx context.Context, r *ref[K], seen sighting, fre
 			f.next = newFlight[K, V](ctx, r, seen)
 		}
 		f = f.next
+		f.seen.force = f.seen.force || seen.force
 	}
 	seat = f.seats
 	f.seats++
@@ -85,7 +92,7 @@ func (fs *flights[K, V]) join(ctx context.Context, r *ref[K], seen sighting, fre
 	return f, seat, own
 }
 
-func newFlight[K comparable, V any](ctx context.Context, r *ref[K], seen sighting) *flight[K, V] {
+func newFlight[K comparable, V any](ctx context.Context, r *ref[K], seen sighting[V]) *flight[K, V] {
 	return &flight[K, V]{ctx: context.WithoutCancel(ctx), ref: *r, seen: seen, boarding: true, done: make(chan struct{})}
 }
 
@@ -104,6 +111,30 @@ func (fs *flights[K, V]) shut(f *flight[K, V]) int {
 	defer s.mu.Unlock()
 	f.boarding = false
 	return f.seats
+}
+
+// bar sends callers who come from now on to the key's next flight.
+func (fs *flights[K, V]) bar(r *ref[K]) {
+	s := fs.shard(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.m[r.entry]; f != nil {
+		f.boarding = false
+	}
+}
+
+// barTag is bar for all keys with a tag, or for all keys if tag is empty.
+func (fs *flights[K, V]) barTag(tag string) {
+	for i := range fs {
+		s := &fs[i]
+		s.mu.Lock()
+		for _, f := range s.m {
+			if tag == "" || slices.Contains(f.ref.tags, tag) {
+				f.boarding = false
+			}
+		}
+		s.mu.Unlock()
+	}
 }
 
 // leave gives up a seat whose caller has stopped waiting.

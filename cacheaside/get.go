@@ -48,15 +48,18 @@ type Entry[V any] struct {
 // ErrLoadTimeout; or that of ctx; or about key. Redis being down is not an error:
 // the loader answers.
 func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
-	if e := c.l1.get(key); e != nil {
+	if e, due := c.l1.get(key); e != nil {
 		if e.missing {
 			c.stats.negative.Add(1)
 			var zero V
 			return zero, ErrNotFound
 		}
 		c.stats.l1Hits.add()
+		if due {
+			c.refreshKept(ctx, key, e)
+		}
 		if c.fn.Clone != nil {
-			return c.fn.Clone(e.value), nil
+			return c.clone(e.value)
 		}
 		return e.value, nil
 	}
@@ -67,30 +70,40 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
 // GetEntry is Get, and tells where the value came from and how old it is. With
 // ErrNotFound from the cache the source is SourceNegative.
 func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
-	if e := c.l1.get(key); e != nil {
+	if e, due := c.l1.get(key); e != nil {
 		if e.missing {
 			c.stats.negative.Add(1)
 			return Entry[V]{Source: SourceNegative, Age: e.age(), TTL: e.ttl()}, ErrNotFound
 		}
 		c.stats.l1Hits.add()
-		return Entry[V]{Value: c.clone(e.value), Source: SourceL1, Age: e.age(), TTL: e.ttl()}, nil
+		if due {
+			c.refreshKept(ctx, key, e)
+		}
+		v, err := c.clone(e.value)
+		return Entry[V]{Value: v, Source: SourceL1, Age: e.age(), TTL: e.ttl()}, err
 	}
 	return c.get(ctx, key)
 }
 
-func (c *Cache[K, V]) clone(v V) V {
-	if c.fn.Clone != nil {
-		return c.fn.Clone(v)
+// clone copies a value for a caller. The error is a panic of the app's function.
+func (c *Cache[K, V]) clone(v V) (own V, err error) {
+	if c.fn.Clone == nil {
+		return v, nil
 	}
-	return v
+	err = c.shield(func() { own = c.fn.Clone(v) })
+	return own, err
 }
 
 // Peek returns the value of key if it is cached and fresh, and never loads. The
 // error says that Redis could not be asked, or is about key.
 func (c *Cache[K, V]) Peek(ctx context.Context, key K) (V, bool, error) {
 	var zero V
-	if e := c.l1.get(key); e != nil {
-		return c.clone(e.value), !e.missing, nil
+	if e, _ := c.l1.get(key); e != nil {
+		if e.missing {
+			return zero, false, nil
+		}
+		v, err := c.clone(e.value)
+		return v, err == nil, err
 	}
 	if c.closed.Load() {
 		return zero, false, ErrClosed
@@ -108,7 +121,8 @@ func (c *Cache[K, V]) Peek(ctx context.Context, key K) (V, bool, error) {
 	case fresh:
 		c.l1.put(&r, mark, &now)
 		if now.err == nil {
-			return c.clone(now.entry.Value), true, nil
+			v, err := c.clone(now.entry.Value)
+			return v, err == nil, err
 		}
 	}
 	return zero, false, nil
@@ -155,19 +169,35 @@ func (c *Cache[K, V]) getRef(ctx context.Context, r *ref[K]) (Entry[V], error) {
 		}
 		f, seat, own := c.flights.join(ctx, r, now.sighting(), try >= maxTries)
 		if own {
-			go c.run(f)
+			go c.run(f, nil)
 		}
-		fallback := c.mayServeOnError(&now)
-		e, err, ok = c.await(ctx, f, seat, fallback)
-		if !ok {
-			continue
+		var soft *patience
+		if c.mayServeOnError(&now) {
+			soft = newPatience(c.cfg.SoftTimeout)
 		}
-		if err != nil && !isAnswer(err) && fallback && ctx.Err() == nil {
-			c.stats.stale.Add(1)
-			now.entry.Value = c.clone(now.entry.Value)
-			return now.entry, nil
+		e, err, ok = c.awaitOr(ctx, f, seat, &now, soft)
+		soft.stop()
+		if ok {
+			return e, err
 		}
-		return e, err
+	}
+}
+
+// patience ends when a caller who could have something else has waited long enough.
+type patience struct {
+	over  chan struct{}
+	timer *time.Timer
+}
+
+func newPatience(d time.Duration) *patience {
+	p := &patience{over: make(chan struct{})}
+	p.timer = time.AfterFunc(d, func() { close(p.over) })
+	return p
+}
+
+func (p *patience) stop() {
+	if p != nil {
+		p.timer.Stop()
 	}
 }
 
@@ -177,11 +207,11 @@ func (c *Cache[K, V]) serve(ctx context.Context, r *ref[K], mark mark, now *foun
 	case fresh:
 		c.hit(r, mark, now)
 		if c.early(&now.raw, now.entry.TTL) {
-			c.refreshLater(ctx, r, &now.raw)
+			c.refreshLater(ctx, r, now)
 		}
 	case stale:
 		c.stats.stale.Add(1)
-		c.refreshLater(ctx, r, &now.raw)
+		c.refreshLater(ctx, r, now)
 	case expiredValue:
 		if !c.failing.pausing(r.entry) || !c.mayServeOnError(now) {
 			return e, nil, false
@@ -190,18 +220,29 @@ func (c *Cache[K, V]) serve(ctx context.Context, r *ref[K], mark mark, now *foun
 	default:
 		return e, nil, false
 	}
-	now.entry.Value = c.clone(now.entry.Value)
-	return now.entry, now.err, true
+	e, err = c.own(now.entry, now.err)
+	return e, err, true
+}
+
+// own makes an answer its caller's own.
+func (c *Cache[K, V]) own(e Entry[V], err error) (Entry[V], error) {
+	if err == nil {
+		e.Value, err = c.clone(e.Value)
+	}
+	return e, err
 }
 
 // sighting is what a flight has to know about what a key holds.
-func (now *found[V]) sighting() (seen sighting) {
+func (now *found[V]) sighting() (seen sighting[V]) {
 	switch now.state {
-	case unavailable, fenced:
+	case unavailable, fenced, uncached:
 		seen.direct = true
 	case expiredValue:
-		raw := now.raw
+		raw, old := now.raw, now.entry
 		seen.expired = &raw
+		if now.err == nil {
+			seen.old = &old
+		}
 	case unreadable, outdated:
 		blob := now.blob
 		seen.replace = &blob
@@ -211,13 +252,22 @@ func (now *found[V]) sighting() (seen sighting) {
 
 var errSoftTimeout = errors.New("cacheaside: soft timeout")
 
+// awaitOr is await for a caller who may be served what was found instead of an error,
+// or when soft, if not nil, is over.
+func (c *Cache[K, V]) awaitOr(ctx context.Context, f *flight[K, V], seat int, now *found[V], soft *patience) (e Entry[V], err error, ok bool) {
+	e, err, ok = c.await(ctx, f, seat, soft)
+	if ok && soft != nil && err != nil && !c.isAnswer(err) && ctx.Err() == nil {
+		c.stats.stale.Add(1)
+		e, err = c.own(now.entry, nil)
+	}
+	return e, err, ok
+}
+
 // await waits for a flight. ok is false if the caller has to look again.
-func (c *Cache[K, V]) await(ctx context.Context, f *flight[K, V], seat int, fallback bool) (e Entry[V], err error, ok bool) {
-	var soft <-chan time.Time
-	if fallback {
-		timer := time.NewTimer(c.cfg.SoftTimeout)
-		defer timer.Stop()
-		soft = timer.C
+func (c *Cache[K, V]) await(ctx context.Context, f *flight[K, V], seat int, patient *patience) (e Entry[V], err error, ok bool) {
+	var soft <-chan struct{}
+	if patient != nil {
+		soft = patient.over
 	}
 	select {
 	case <-f.done:
@@ -231,9 +281,8 @@ func (c *Cache[K, V]) await(ctx context.Context, f *flight[K, V], seat int, fall
 	if seat >= f.share {
 		return e, nil, false
 	}
-	e = f.result.entry
-	e.Value = c.clone(e.Value)
-	return e, f.result.err, true
+	e, err = c.own(f.result.entry, f.result.err)
+	return e, err, true
 }
 
 // mayServeOnError reports whether an expired entry may stand in for a failed
@@ -252,6 +301,7 @@ const (
 	expiredValue // must be refreshed first
 	leased
 	fenced
+	uncached   // a load has just ended with an outcome that is not cached
 	outdated   // one of its tags was invalidated
 	unreadable // damaged or foreign, or not even a string
 	unavailable
@@ -321,6 +371,10 @@ func (c *Cache[K, V]) interpret(now *found[V], r *ref[K], blob string, versions 
 		now.state = fenced
 		return
 	}
+	if len(blob) == prefixSize && blob[0] == kindUncached {
+		now.state = uncached
+		return
+	}
 	err := parseEntry(&now.raw, r.entry, stringToBytes(blob))
 	if err == nil && !sameTags(now.raw.tags, versions) {
 		now.state = outdated
@@ -338,7 +392,8 @@ func (c *Cache[K, V]) interpret(now *found[V], r *ref[K], blob string, versions 
 	}
 	t := c.clock.now()
 	now.entry.Age = max(milliseconds(t-now.raw.written), 0)
-	now.entry.TTL = max(milliseconds(now.raw.expires()-t), 0)
+	// A clock that is wrong makes nothing fresher than it was at first.
+	now.entry.TTL = milliseconds(min(max(now.raw.expires()-t, 0), now.raw.fresh))
 	now.entry.Source = SourceRedis
 	switch {
 	case now.raw.kind == kindNegative:

@@ -3,12 +3,14 @@ package cacheaside
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"time"
 )
 
-// Hooks are told what a cache does. All are optional, run on the goroutine that
-// does it, must be safe for concurrent use, and should be quick. A panic in one
-// is recovered and counted in Stats.
+// Hooks are told what a cache does. All are optional, run before it goes on,
+// must be safe for concurrent use, and should be quick. A panic in one is recovered
+// and counted in Stats. BeforeInvalidate and AfterInvalidate run on the caller's
+// goroutine, the others on one of their own.
 type Hooks struct {
 	// BeforeInvalidate runs before Invalidate, InvalidateTags, Clear, Update and
 	// Fence. An error vetoes: nothing is invalidated (and Update does not write),
@@ -102,7 +104,7 @@ type events struct {
 	queue chan Invalidation
 }
 
-const maxEvents = 1000
+const maxEvents = 1024
 
 // emit queues an event for OnInvalidate, or drops it when the queue is full.
 func (c *Cache[K, V]) emit(inv Invalidation) {
@@ -121,21 +123,48 @@ func (c *Cache[K, V]) deliver() {
 	for {
 		select {
 		case inv := <-c.events.queue:
-			c.shield(func() { c.cfg.OnInvalidate(inv) })
+			c.apart(func() { c.cfg.OnInvalidate(inv) })
 		case <-c.closing.Done():
 			return
 		}
 	}
 }
 
-// shield calls a hook and survives its panic.
-func (c *Cache[K, V]) shield(hook func()) {
+// shield calls a function of the app and survives its panic. It is for goroutines
+// that are the caller's, or that owe nobody anything should they end by Goexit.
+func (c *Cache[K, V]) shield(f func()) (err error) {
 	defer func() {
-		if recover() != nil {
+		if value := recover(); value != nil {
 			c.stats.hookPanics.Add(1)
+			err = &PanicError{Value: value, Stack: debug.Stack()}
 		}
 	}()
-	hook()
+	f()
+	return nil
+}
+
+// apart calls a function of the app on a goroutine of its own, and survives its
+// Goexit as well, which is what FailNow of a test does.
+func (c *Cache[K, V]) apart(f func()) (err error) {
+	done := make(chan struct{})
+	go func() {
+		returned := false
+		defer func() {
+			if !returned {
+				value := recover()
+				if value == nil {
+					value = errGoexit
+				}
+				c.stats.hookPanics.Add(1)
+				err = &PanicError{Value: value, Stack: debug.Stack()}
+			}
+			close(done)
+		}()
+		f()
+		returned = true
+	}()
+	<-done
+	return err
 }
 
 // report tells the Error hook.
@@ -144,7 +173,7 @@ func (c *Cache[K, V]) report(op string, err error) {
 		c.stats.redisErrors.Add(1)
 	}
 	if c.cfg.Hooks.Error != nil {
-		c.shield(func() { c.cfg.Hooks.Error(op, err) })
+		c.apart(func() { c.cfg.Hooks.Error(op, err) })
 	}
 }
 
@@ -158,7 +187,7 @@ func (c *Cache[K, V]) unread(err error) {
 func (c *Cache[K, V]) loaded(took time.Duration, keys int, err error) {
 	c.stats.loads.Add(uint64(keys))
 	if c.cfg.Hooks.Load != nil {
-		c.shield(func() { c.cfg.Hooks.Load(LoadEvent{Keys: keys, Duration: took, Err: err}) })
+		c.apart(func() { c.cfg.Hooks.Load(LoadEvent{Keys: keys, Duration: took, Err: err}) })
 	}
 }
 
@@ -173,7 +202,7 @@ func (c *Cache[K, V]) filled(accepted bool, err error) {
 		c.stats.refused.Add(1)
 	}
 	if c.cfg.Hooks.Fill != nil {
-		c.shield(func() { c.cfg.Hooks.Fill(FillEvent{Accepted: accepted, Err: err}) })
+		c.apart(func() { c.cfg.Hooks.Fill(FillEvent{Accepted: accepted, Err: err}) })
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,16 +67,30 @@ func (c *Cache[K, V]) invalidate(ctx context.Context, keys []K, tags []string) e
 	return err
 }
 
+// refs returns keys in their other forms, each once.
 func (c *Cache[K, V]) refs(keys []K) ([]ref[K], error) {
-	refs := make([]ref[K], len(keys))
-	for i, key := range keys {
+	refs := make([]ref[K], 0, len(keys))
+	for _, key := range keys {
 		r, err := c.ref(key)
 		if err != nil {
 			return nil, err
 		}
-		refs[i] = r
+		refs = append(refs, r)
 	}
-	return refs, nil
+	return unique(refs), nil
+}
+
+// unique drops refs that repeat an earlier one.
+func unique[K comparable](refs []ref[K]) []ref[K] {
+	if len(refs) < 2 {
+		return refs
+	}
+	seen := make(map[string]struct{}, len(refs))
+	return slices.DeleteFunc(refs, func(r ref[K]) bool {
+		_, twice := seen[r.entry]
+		seen[r.entry] = struct{}{}
+		return twice
+	})
 }
 
 func texts[K comparable](refs []ref[K]) []string {
@@ -102,10 +117,11 @@ func (c *Cache[K, V]) beforeKeys(ctx context.Context, inv *Invalidation, refs []
 		}
 		refs = append(refs, r)
 	}
-	return refs, nil
+	return unique(refs), nil
 }
 
-// refOfText makes the ref of a key that is known by its text alone.
+// refOfText makes the ref of a key that is known by its text alone, without its
+// tags: a text need not tell the key.
 func (c *Cache[K, V]) refOfText(text string) (ref[K], error) {
 	if len(text) > maxKey {
 		return ref[K]{}, errKeyTooLarge
@@ -114,8 +130,7 @@ func (c *Cache[K, V]) refOfText(text string) (ref[K], error) {
 	if !ok && !c.keys.marshal {
 		return ref[K]{}, fmt.Errorf("%w: a text that is not one of a %T", errBadKey, key)
 	}
-	entry := c.base + text
-	return c.refOf(key, entry, entry[len(c.base):]), nil
+	return c.refOf(key, c.base+text), nil
 }
 
 // send invalidates keys and tags at Redis and in this process, and queues what
@@ -130,10 +145,7 @@ func (c *Cache[K, V]) send(ctx context.Context, refs []ref[K], tags []string, ca
 		cmds = append(cmds, c.bumpTag(ctx, tag, cause))
 	}
 	errs := c.each(ctx, "invalidate", cmds)
-	// A reader here may have found the old value while the command was on its way.
-	c.forget(refs, tags)
 	c.stats.invalidations.Add(uint64(len(cmds)))
-	c.emit(Invalidation{Kind: KindKeys, Cause: cause, Keys: texts(refs), Tags: tags})
 
 	var first error
 	queued := true
@@ -150,6 +162,9 @@ func (c *Cache[K, V]) send(ctx context.Context, refs []ref[K], tags []string, ca
 			queued = c.pending.addTag(tags[i-len(refs)]) && queued
 		}
 	}
+	// A reader here may have found the old value while the command was on its way.
+	c.forget(refs, tags)
+	c.emit(Invalidation{Kind: KindKeys, Cause: cause, Keys: texts(refs), Tags: tags})
 	if first == nil {
 		return nil
 	}
@@ -183,14 +198,23 @@ func (c *Cache[K, V]) each(ctx context.Context, op string, cmds []redis.Cmder) [
 	return errs
 }
 
-// forget drops keys and tags in this process.
+// forget drops keys and tags in this process: what is kept of them, and the loads
+// under way, for callers that come from now on.
 func (c *Cache[K, V]) forget(refs []ref[K], tags []string) {
 	for i := range refs {
 		c.l1.drop(&refs[i])
+		c.flights.bar(&refs[i])
 	}
 	for _, tag := range tags {
 		c.l1.dropTag(tag)
+		c.flights.barTag(tag)
 	}
+}
+
+// forgetAll is forget for everything.
+func (c *Cache[K, V]) forgetAll() {
+	c.l1.purge()
+	c.flights.barTag("")
 }
 
 // Clear removes all keys of this cache, by looking at every key in Redis: it
@@ -203,9 +227,9 @@ func (c *Cache[K, V]) Clear(ctx context.Context) error {
 	inv := Invalidation{Kind: KindClear, Cause: CauseInvalidate}
 	err := c.before(ctx, &inv)
 	if err == nil {
-		c.l1.purge()
+		c.forgetAll()
 		err = c.clear(context.WithoutCancel(ctx))
-		c.l1.purge()
+		c.forgetAll()
 		c.emit(inv)
 	}
 	c.after(ctx, inv, err)
@@ -281,13 +305,13 @@ func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
 		}
 	}
 	e.written = c.clock.now()
-	e.fresh = max(c.jitter(c.cfg.TTL).Milliseconds(), 1)
+	e.fresh = max(c.jitter(c.lifetime(value)).Milliseconds(), 1)
 	blob := appendEntry(nil, r.entry, e)
-	c.l1.drop(&r)
+	c.forget([]ref[K]{r}, nil)
 	cmd := setScript.Cmd(ctx, []string{r.entry}, bytesToString(blob), c.keepFor(e).Milliseconds(), version, offRest,
 		c.channelName, c.message(KindKeys, false, CauseSet, r.text)).Once()
 	_, err = c.conn.Run(ctx, "set", cmd)
-	c.l1.drop(&r)
+	c.forget([]ref[K]{r}, nil)
 	if err != nil {
 		return errors.Join(err, c.send(ctx, []ref[K]{r}, nil, CauseSet))
 	}
@@ -297,6 +321,9 @@ func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
 
 // version is the user's function. One that panics gives no version.
 func (c *Cache[K, V]) version(value V) (v uint64) {
+	if c.fn.Version == nil {
+		return 0
+	}
 	c.shield(func() { v = c.fn.Version(value) })
 	return v
 }

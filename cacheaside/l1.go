@@ -2,6 +2,7 @@ package cacheaside
 
 import (
 	"math"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,14 +41,29 @@ type stripe struct {
 type kept[V any] struct {
 	value   V
 	missing bool
-	until   int64 // by mono, served before this
-	born    int64 // by mono
-	expires int64 // by mono
+	until   int64   // by mono, served before this
+	born    int64   // by mono
+	expires int64   // by mono
+	early   int64   // by mono, from when on XFetch may have it loaded again
+	scale   float64 // of XFetch's draws, nanoseconds
 	tags    []tagMark
 }
 
 func (e *kept[V]) age() time.Duration { return time.Duration(mono() - e.born) }
 func (e *kept[V]) ttl() time.Duration { return max(time.Duration(e.expires-mono()), 0) }
+
+// drawn decides by XFetch whether a value is to be loaded again. Each read draws, as if
+// it had found the value at Redis.
+func (e *kept[V]) drawn(now int64) bool {
+	return float64(e.expires-now) < e.scale*-math.Log(1-rand.Float64())
+}
+
+// maxDraw is more than −ln of any random number drawn.
+const maxDraw = 37
+
+// l1Overhead is about what a value takes in the first level beside its text and its
+// encoded form.
+const l1Overhead = 256
 
 // held is how the caches see a value.
 type held struct {
@@ -109,10 +125,11 @@ func word[K comparable](key K) uint64 {
 	}
 }
 
-// get returns what may be served for key now, or nil.
-func (l *l1[K, V]) get(key K) *kept[V] {
+// get returns what may be served for key now, or nil, and whether it is due to be loaded
+// again in the background.
+func (l *l1[K, V]) get(key K) (e *kept[V], due bool) {
 	if l == nil {
-		return nil
+		return nil, false
 	}
 	var h held
 	var ok bool
@@ -124,18 +141,19 @@ func (l *l1[K, V]) get(key K) *kept[V] {
 		h, ok = l.byText.GetIfPresent(bytesToString(text))
 	}
 	if !ok {
-		return nil
+		return nil, false
 	}
-	e := h.kept.(*kept[V])
-	if now := mono(); now >= e.until || now >= l.horizon.Load() {
-		return nil
+	e = h.kept.(*kept[V])
+	now := mono()
+	if now >= e.until || now >= l.horizon.Load() {
+		return nil, false
 	}
 	for _, t := range e.tags {
 		if l.tags[t.stripe].Load() != t.gen {
-			return nil
+			return nil, false
 		}
 	}
-	return e
+	return e, now >= e.early && e.drawn(now)
 }
 
 // capture takes a mark for put.
@@ -170,12 +188,10 @@ func (l *l1[K, V]) put(r *ref[K], m mark, now *found[V]) {
 		tags:    m.tags,
 	}
 	e.until = min(e.expires, t+int64(l.cfg.L1TTL))
+	e.early = math.MaxInt64
 	if now.err == nil && l.cfg.EarlyRefresh > 0 {
-		// Towards the end Redis is asked at each read, where XFetch decides: it
-		// needs as many draws as there are reads. At three times its scale before
-		// the end a draw succeeds with probability 1/20.
-		lead := 3*float64(max(now.raw.delta, 1))*l.cfg.EarlyRefresh + l.cfg.lead(&now.raw)
-		e.until = min(e.until, e.expires-min(int64(lead*float64(time.Millisecond)), int64(now.entry.TTL)/2))
+		e.scale = float64(max(now.raw.delta, 1)) * l.cfg.EarlyRefresh * float64(time.Millisecond)
+		e.early = e.expires - int64(min(maxDraw*e.scale, float64(maxTTL)))
 	}
 	if e.until <= t {
 		return
@@ -186,7 +202,7 @@ func (l *l1[K, V]) put(r *ref[K], m mark, now *found[V]) {
 	if s.gen != m.gen || l.epoch.Load() != m.epoch {
 		return
 	}
-	h := held{e, uint32(min(len(now.raw.payload)+64, math.MaxInt32))}
+	h := held{e, uint32(min(now.raw.size+len(r.text)+l1Overhead, math.MaxInt32))}
 	if l.byInt != nil {
 		l.byInt.Set(word(r.key), h)
 	} else {

@@ -176,9 +176,7 @@ func TestGetManyFails(t *testing.T) {
 				t.Errorf("%s: GetMany error = %v; want a ManyError of 2", name, err)
 			}
 			checkSquares(t, got, nil, []int{0, 2})
-			if n := rdb.Exists(ctx, prefix+"101").Val(); n != 0 {
-				t.Errorf("%s: a lease was left behind", name)
-			}
+			noLease(t, rdb, prefix+"101")
 		}
 	})
 }

@@ -162,12 +162,12 @@ func (c *Cache[K, V]) retryOnce(ctx context.Context) bool {
 		case err != nil:
 			all = false
 		case i < len(refs):
-			c.l1.drop(&refs[i])
+			c.forget(refs[i:i+1], nil)
 			c.pending.removeKey(refs[i].entry)
 			c.emit(Invalidation{Kind: KindKeys, Cause: CauseRetry, Keys: []string{refs[i].text}})
 		default:
 			tag := tags[i-len(refs)]
-			c.l1.dropTag(tag)
+			c.forget(nil, []string{tag})
 			c.pending.removeTag(tag)
 			c.emit(Invalidation{Kind: KindKeys, Cause: CauseRetry, Tags: []string{tag}})
 		}

@@ -3,72 +3,83 @@ package cacheaside
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
 )
 
 // refreshLater loads a value again in the background, unless this process or
 // another is at it already. The value stays readable meanwhile.
-func (c *Cache[K, V]) refreshLater(ctx context.Context, r *ref[K], old *entry) {
+func (c *Cache[K, V]) refreshLater(ctx context.Context, r *ref[K], old *found[V]) {
 	if c.closed.Load() || c.failing.pausing(r.entry) || !c.refresh.begin(r.entry) {
 		return
 	}
-	rr, prefix := *r, old.prefix
+	rr, raw, value := *r, old.raw, old.entry
 	ctx = context.WithoutCancel(ctx)
 	go func() {
 		defer c.refresh.end(rr.entry)
-		mark := c.l1.capture(&rr)
-		g, err := c.claim(ctx, &rr, prefix, c.cfg.lease(), false)
-		if err != nil {
-			c.report("claim", err)
-			return
-		}
-		if !g.held {
-			return
-		}
-		c.stats.refreshes.Add(1)
-		c.loadAndFill(ctx, &rr, prefix, g.versions, mark, nil)
+		c.refreshEntry(ctx, &rr, &raw, &value)
 	}()
 }
 
-// loadAndFill loads a value and stores it in place of what begins with prefix,
-// which is the caller's lease, or an entry that it has claimed. It calls
-// beforeFill before it asks Redis to store. accepted is false if the key was
-// invalidated meanwhile, or if there is nothing to store.
-func (c *Cache[K, V]) loadAndFill(ctx context.Context, r *ref[K], prefix string, versions []tagVersion, mark mark, beforeFill func()) (res result[V], accepted bool) {
-	value, took, err := c.load(ctx, r.key)
-	e, err := c.enclose(r, value, took, err, versions)
-	res = result[V]{entry: Entry[V]{Value: value, Source: SourceLoader, TTL: milliseconds(e.fresh)}, err: err}
-	switch {
-	case err == nil || isAnswer(err):
-	case prefix[0] == kindLease:
-		c.release(ctx, r, prefix)
-		return res, false
-	default:
-		// Others may try again after the pause that this process makes too.
-		if _, err := c.claim(ctx, r, prefix, max(c.cfg.ErrorBackoff, 0), true); err != nil {
-			c.report("claim", err)
+// refreshEntry loads a value again if this process gets the claim on it.
+func (c *Cache[K, V]) refreshEntry(ctx context.Context, r *ref[K], raw *entry, value *Entry[V]) {
+	a := &attempt[K, V]{ref: r, seen: sighting[V]{expired: raw, old: value}, mark: c.l1.capture(r), lease: raw.prefix}
+	cmds := []redis.Cmder{c.claimCmd(ctx, r, raw.prefix, c.cfg.lease(), false)}
+	captures := map[string]*roundtrip.ScriptCmd{}
+	for _, tag := range r.tags {
+		captures[tag] = c.captureTag(ctx, tag)
+		cmds = append(cmds, captures[tag])
+	}
+	sent := time.Now()
+	err := c.each(ctx, "claim", cmds)[0]
+	var g grant
+	if err == nil {
+		a.versions, err = c.captured(r.tags, captures)
+	}
+	if err == nil {
+		g, err = c.granted(cmds[0].(*roundtrip.ScriptCmd), sent)
+	}
+	if err != nil {
+		c.report("claim", err)
+		return
+	}
+	if !g.held {
+		return
+	}
+	c.stats.refreshes.Add(1)
+	c.load(ctx, []*attempt[K, V]{a}, false, nil)
+}
+
+// refreshKept has a value of the first level loaded again in the background, unless
+// another process has done so already.
+func (c *Cache[K, V]) refreshKept(ctx context.Context, key K, kept *kept[V]) {
+	r, err := c.ref(key)
+	if err != nil || c.closed.Load() || c.blocked(&r) || c.failing.pausing(r.entry) || !c.refresh.begin(r.entry) {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	go func() {
+		defer c.refresh.end(r.entry)
+		var now found[V]
+		mark := c.l1.capture(&r)
+		if c.apart(func() { c.read(ctx, &r, &now) }) != nil || now.state != fresh || now.err != nil {
+			return
 		}
-		return res, false
-	}
-	if e.prefix == "" { // not to be cached; an old value is out of date and goes
-		c.release(ctx, r, prefix)
-		return res, false
-	}
-	if beforeFill != nil {
-		beforeFill()
-	}
-	accepted, ferr := c.fill(ctx, r, prefix, e)
-	c.filled(accepted, ferr)
-	if accepted {
-		c.l1.put(r, mark, &found[V]{raw: *e, entry: res.entry, err: err})
-	}
-	return res, accepted
+		if now.entry.TTL > kept.ttl()+10*time.Millisecond { // a newer one
+			c.l1.put(&r, mark, &now)
+			return
+		}
+		c.refreshEntry(ctx, &r, &now.raw, &now.entry)
+	}()
 }
 
 // Refresh loads the value of key now, whatever is cached, and caches it. Until it
 // is loaded the old value, if any, stays readable, and it remains if the loader
-// fails. The error is the loader's, or about key.
+// fails. Calls for a key share a load that began after all of them. The error is the
+// loader's, or about key.
 func (c *Cache[K, V]) Refresh(ctx context.Context, key K) (V, error) {
 	var zero V
 	if c.closed.Load() {
@@ -78,59 +89,17 @@ func (c *Cache[K, V]) Refresh(ctx context.Context, key K) (V, error) {
 	if err != nil {
 		return zero, err
 	}
-	if err := ctx.Err(); err != nil {
-		return zero, fmt.Errorf("cacheaside: refresh: %w", err)
-	}
-	type answer struct {
-		value V
-		err   error
-	}
-	done := make(chan answer, 1)
-	go func() {
-		value, err := c.refreshNow(context.WithoutCancel(ctx), &r)
-		done <- answer{value, err}
-	}()
-	select {
-	case a := <-done:
-		return c.clone(a.value), a.err
-	case <-ctx.Done():
-		return zero, fmt.Errorf("cacheaside: refresh: %w", ctx.Err())
-	}
-}
-
-func (c *Cache[K, V]) refreshNow(ctx context.Context, r *ref[K]) (V, error) {
-	for try := 0; ; try++ {
-		seen := sighting{direct: true}
-		if !c.blocked(r) {
-			var now found[V]
-			mark := c.l1.capture(r)
-			c.read(ctx, r, &now)
-			switch now.state {
-			case fresh, stale, expiredValue:
-				g, err := c.claim(ctx, r, now.raw.prefix, c.cfg.lease(), true)
-				if err == nil && g.held {
-					res, accepted := c.loadAndFill(ctx, r, now.raw.prefix, g.versions, mark, nil)
-					if accepted { // other processes may still hold the old value
-						c.announce(ctx, r)
-					}
-					return res.entry.Value, res.err
-				}
-			case unavailable, fenced:
-			case absent:
-				seen = sighting{}
-			default: // what is there is worth nothing, or being loaded since before this call
-				seen = sighting{replace: &now.blob}
-			}
+	for {
+		if err := ctx.Err(); err != nil {
+			return zero, fmt.Errorf("cacheaside: refresh: %w", err)
 		}
-		f, _, own := c.flights.join(ctx, r, seen, true)
+		f, seat, own := c.flights.join(ctx, &r, sighting[V]{force: true, direct: c.blocked(&r)}, true)
 		if own {
-			go c.run(f)
+			go c.run(f, nil)
 		}
-		<-f.done
-		if f.err == nil && f.entry.Source != SourceLoader && try < maxTries {
-			continue // somebody's load from before this call
+		if e, err, ok := c.await(ctx, f, seat, nil); ok {
+			return e.Value, err
 		}
-		return f.entry.Value, f.err
 	}
 }
 

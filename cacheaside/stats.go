@@ -16,6 +16,7 @@ type Stats struct {
 	LoadErrors    uint64 // those that failed, ErrNotFound aside
 	Fills         uint64 // loaded values that Redis accepted
 	FillsRefused  uint64 // that it refused, as they were invalidated meanwhile
+	Uncacheable   uint64 // loaded values that the codec refused, or that are larger than MaxValue
 	Refreshes     uint64 // loads in the background
 	Unreadable    uint64 // stored values that were damaged or foreign
 	RedisErrors   uint64 // calls that Redis did not answer properly
@@ -24,7 +25,7 @@ type Stats struct {
 	Queued        uint64 // failed invalidations that wait to be tried again, at present
 	FencesLost    uint64 // see ErrFenceLost
 	BusLost       uint64 // times that the connection for announcements was lost
-	HookPanics    uint64 // panics in hooks
+	HookPanics    uint64 // panics and Goexits in the app's functions, loaders aside
 	HookDropped   uint64 // events not given to OnInvalidate as it fell behind
 	L1Entries     uint64 // values in this process, at present
 }
@@ -33,7 +34,7 @@ type counters struct {
 	l1Hits, redisHits striped
 
 	stale, negative, misses, loads, loadErrors, fills, refused, refreshes atomic.Uint64
-	unreadable, redisErrors, invalidations, remote                        atomic.Uint64
+	unreadable, redisErrors, invalidations, remote, uncacheable           atomic.Uint64
 	fencesLost, busLost, hookPanics, hookDropped                          atomic.Uint64
 }
 
@@ -66,6 +67,7 @@ func (c *Cache[K, V]) Stats() Stats {
 		LoadErrors:    s.loadErrors.Load(),
 		Fills:         s.fills.Load(),
 		FillsRefused:  s.refused.Load(),
+		Uncacheable:   s.uncacheable.Load(),
 		Refreshes:     s.refreshes.Load(),
 		Unreadable:    s.unreadable.Load(),
 		RedisErrors:   s.redisErrors.Load(),

@@ -1,6 +1,7 @@
 package cacheaside
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	_ "embed"
@@ -77,33 +78,49 @@ func tagVersions(tags []string, gets []*redis.StringCmd) []tagVersion {
 // captureTags reads the versions of a key's tags, making up those that are missing.
 func (c *Cache[K, V]) captureTags(ctx context.Context, r *ref[K]) ([]tagVersion, error) {
 	cmds := make([]redis.Cmder, len(r.tags))
-	captures := make([]*roundtrip.ScriptCmd, len(r.tags))
+	captures := make(map[string]*roundtrip.ScriptCmd, len(r.tags))
 	for i, tag := range r.tags {
-		captures[i] = c.captureTag(ctx, tag)
-		cmds[i] = captures[i]
+		captures[tag] = c.captureTag(ctx, tag)
+		cmds[i] = captures[tag]
 	}
 	if err := c.conn.Do(ctx, "tags", cmds...); err != nil {
 		return nil, err
 	}
-	return captured(r.tags, captures), nil
+	return c.captured(r.tags, captures)
 }
 
-func captured(tags []string, captures []*roundtrip.ScriptCmd) []tagVersion {
+// captured reads the replies to captureTag.
+func (c *Cache[K, V]) captured(tags []string, captures map[string]*roundtrip.ScriptCmd) ([]tagVersion, error) {
 	if len(tags) == 0 {
-		return nil
+		return nil, nil
 	}
 	versions := make([]tagVersion, len(tags))
 	for i, tag := range tags {
+		if err := c.conn.Classify("tags", captures[tag].Err()); err != nil {
+			return nil, err
+		}
 		versions[i].hash = tagHash(tag)
-		version, _ := captures[i].Val().(string)
+		version, _ := captures[tag].Val().(string)
 		copy(versions[i].version[:], version)
 	}
-	return versions
+	return versions, nil
 }
 
 // sameTags reports whether an entry's tags are the key's, at their present
-// versions.
-func sameTags(entry, now []tagVersion) bool { return slices.Equal(entry, now) }
+// versions. Versions of this package that did not sort tags wrote them in any order.
+func sameTags(entry, now []tagVersion) bool {
+	if slices.Equal(entry, now) {
+		return true
+	}
+	if len(entry) != len(now) || len(now) < 2 {
+		return false
+	}
+	entry, now = slices.Clone(entry), slices.Clone(now)
+	byHash := func(a, b tagVersion) int { return cmp.Compare(a.hash, b.hash) }
+	slices.SortFunc(entry, byHash)
+	slices.SortFunc(now, byHash)
+	return slices.Equal(entry, now)
+}
 
 // nonce returns 16 random bytes.
 func nonce() string {

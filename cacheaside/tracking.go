@@ -150,7 +150,7 @@ func (f changes) HandlePushNotification(_ context.Context, _ push.NotificationHa
 func (c *Cache[K, V]) changed(entry string, all bool) {
 	inv := Invalidation{Kind: KindKeys, Cause: CauseServer, Remote: true}
 	if all {
-		c.l1.purge()
+		c.forgetAll()
 		inv.Kind = KindClear
 	} else if text, ok := strings.CutPrefix(entry, c.base); ok {
 		r, err := c.refOfText(text)

@@ -29,35 +29,69 @@ var (
 //
 // write is given a context that ends with ctx, and in any case before the fences
 // do. If it fails its error is returned; the keys are then simply no longer
-// cached. A process that dies meanwhile leaves the keys fenced for at most
-// [Config.FenceTTL].
+// cached. If it fails with the end of a context, or any other time-out, its effect
+// may still come, so the fences are not lifted: for [Config.FenceTTL] from then on
+// nothing is cached for the keys. A process that dies meanwhile leaves the keys
+// fenced for at most FenceTTL.
 //
 // With Redis down the write is done nevertheless. An error that matches
 // [ErrFenceLost] or [ErrInvalidationQueued] says that write succeeded, but that the
-// promise above does not hold this time.
+// promise above does not hold this time. If write failed no error matches either of
+// them.
 func (c *Cache[K, V]) Update(ctx context.Context, write func(ctx context.Context) error, keys ...K) (err error) {
 	f, err := c.Fence(ctx, keys...)
 	if err != nil {
 		return err
 	}
-	defer func() { // also after a panic in write
-		err = errors.Join(err, f.Done(ctx))
-	}()
 	wctx, cancel := context.WithTimeout(ctx, c.cfg.FenceTTL-c.cfg.FenceTTL/4)
 	defer cancel()
-	return write(wctx)
+	returned := false
+	defer func() {
+		if !returned { // it panicked
+			f.leave(ctx)
+		}
+	}()
+	err = write(wctx)
+	returned = true
+	switch {
+	case err == nil:
+		return f.Done(ctx)
+	case isTimeout(err) || wctx.Err() != nil:
+		f.leave(ctx)
+		return err
+	}
+	if after := f.Done(ctx); after != nil {
+		// As text: its sentinels say that the write is done.
+		err = fmt.Errorf("%w (the keys' fences: %v)", err, after)
+	}
+	return err
+}
+
+// isTimeout reports whether what an error is about may still happen.
+func isTimeout(err error) bool {
+	var timeout interface{ Timeout() bool }
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
+		errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // A Fence keeps keys from being cached, see [Cache.Fence].
 type Fence struct {
 	once sync.Once
 	done func(ctx context.Context) error
+	stay func(ctx context.Context)
 	err  error
+}
+
+// leave lets the fence stand for FenceTTL from now on.
+func (f *Fence) leave(ctx context.Context) {
+	f.once.Do(func() { f.stay(ctx) })
 }
 
 // Fence puts a fence around keys until Done is called or [Config.FenceTTL] is over.
 // It is for writes that do not fit into a function for Update. Fences of several
-// callers around one key stand independently of each other.
+// callers around one key stand independently of each other. After a write of which
+// you don't know whether it will still take effect, don't call Done: the fence ends by
+// itself.
 //
 // The error is a veto, or about a key. Redis being down is not an error here; Done
 // reports it.
@@ -73,24 +107,40 @@ func (c *Cache[K, V]) Fence(ctx context.Context, keys ...K) (*Fence, error) {
 	if refs, err = c.beforeKeys(ctx, &inv, refs); err != nil {
 		return nil, err
 	}
-	token := nonce()
-	lost := 0
+	token := nonce()[:fenceToken]
+	lost := c.putFence(context.WithoutCancel(ctx), refs, token)
+	f := new(Fence)
+	f.stay = func(ctx context.Context) {
+		err := error(nil)
+		if c.putFence(context.WithoutCancel(ctx), refs, token) > 0 {
+			err = c.send(context.WithoutCancel(ctx), refs, nil, CauseUpdate)
+		}
+		c.after(ctx, inv, err)
+	}
+	f.done = func(ctx context.Context) error { return c.lift(context.WithoutCancel(ctx), refs, inv, token, lost) }
+	return f, nil
+}
+
+// fenceToken is the size of a fence's token; in Redis its end follows, 6 bytes.
+const fenceToken = 10
+
+// putFence puts a fence around keys, or prolongs it, and returns for how many that
+// failed.
+func (c *Cache[K, V]) putFence(ctx context.Context, refs []ref[K], token string) (lost int) {
 	c.forget(refs, nil)
 	cmds := make([]redis.Cmder, len(refs))
 	for i := range refs {
 		cmds[i] = fenceScript.Cmd(ctx, []string{refs[i].entry}, token, c.cfg.FenceTTL.Milliseconds(),
 			c.channelName, c.message(KindKeys, false, CauseUpdate, refs[i].text))
 	}
-	for _, err := range c.each(context.WithoutCancel(ctx), "fence", cmds) {
+	for _, err := range c.each(ctx, "fence", cmds) {
 		if err != nil {
 			lost++
 			c.report("fence", err)
 		}
 	}
 	c.forget(refs, nil)
-	f := new(Fence)
-	f.done = func(ctx context.Context) error { return c.lift(context.WithoutCancel(ctx), refs, inv, token, lost) }
-	return f, nil
+	return lost
 }
 
 // Done lifts the fence, whether the write succeeded or not. Further calls return

@@ -3,6 +3,8 @@ package cacheaside_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -55,6 +57,9 @@ func TestUpdateWriteFails(t *testing.T) {
 	if err := c.Update(t.Context(), func(context.Context) error { return failure }, 1); !errors.Is(err, failure) || errors.Is(err, cacheaside.ErrFenceLost) {
 		t.Errorf("Update = %v; want the write's error alone", err)
 	}
+	if n := rdb.Exists(t.Context(), prefix+"1").Val(); n != 0 {
+		t.Error("a fence was left behind")
+	}
 	func() {
 		defer func() {
 			if recover() != "ouch" {
@@ -63,9 +68,99 @@ func TestUpdateWriteFails(t *testing.T) {
 		}()
 		c.Update(t.Context(), func(context.Context) error { panic("ouch") }, 1)
 	}()
-	if n := rdb.Exists(t.Context(), prefix+"1").Val(); n != 0 {
-		t.Error("a fence was left behind")
+	if v := rdb.Get(t.Context(), prefix+"1").Val(); !strings.HasPrefix(v, "F") {
+		t.Errorf("after a panic the key holds %q; want a fence, as the write may still come", v)
 	}
+}
+
+// TestUpdateFailsWithoutRedis: the error of a write that failed is not mistaken for a
+// write that is done.
+func TestUpdateFailsWithoutRedis(t *testing.T) {
+	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true})
+	defer rdb.Close()
+	src := &source{rows: map[int]string{1: "ann"}}
+	c := newCache(t, rdb, src.load, cacheaside.Config{})
+	failure := errors.New("constraint violated")
+	for _, failure := range []error{failure, context.DeadlineExceeded} {
+		err := c.Update(t.Context(), func(context.Context) error { return failure }, 1)
+		if !errors.Is(err, failure) || errors.Is(err, cacheaside.ErrFenceLost) || errors.Is(err, cacheaside.ErrInvalidationQueued) {
+			t.Errorf("Update = %v; want an error that matches the write's alone", err)
+		}
+	}
+	if err := c.Update(t.Context(), func(context.Context) error { return nil }, 1); !errors.Is(err, cacheaside.ErrFenceLost) {
+		t.Errorf("Update of a write that is done = %v; want ErrFenceLost", err)
+	}
+}
+
+// TestUpdateTimesOut: a write that timed out and takes effect later leaves no old value
+// in the cache.
+func TestUpdateTimesOut(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		src := &source{rows: map[int]string{1: "ann"}}
+		c := newCache(t, rdb, src.load, cacheaside.Config{FenceTTL: time.Minute, L1Entries: -1})
+		mustGet(t, c, 1, "ann")
+		err := c.Update(t.Context(), func(context.Context) error { return fmt.Errorf("commit: %w", context.DeadlineExceeded) }, 1)
+		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, cacheaside.ErrFenceLost) {
+			t.Errorf("Update = %v; want the write's error", err)
+		}
+		mustGet(t, c, 1, "ann")
+		src.set(1, "Ann") // the commit arrives
+		mustGet(t, c, 1, "Ann")
+		if left := rdb.PTTL(t.Context(), prefix+"1").Val(); left < 50*time.Second || left > time.Minute {
+			t.Errorf("the fence stands for %v; want FenceTTL, a minute, from the end of the write", left)
+		}
+	})
+}
+
+// TestUpdateSameKeyTwice: a key that is named twice is fenced and lifted once.
+func TestUpdateSameKeyTwice(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		src := &source{rows: map[int]string{1: "ann"}}
+		c := newCache(t, rdb, src.load, cacheaside.Config{})
+		must(t, c.Update(t.Context(), func(context.Context) error { return nil }, 1, 2, 1))
+		must(t, c.Invalidate(t.Context(), 1, 1))
+		if n := c.Stats().Invalidations; n != 3 {
+			t.Errorf("%d keys invalidated; want 3", n)
+		}
+	})
+}
+
+// TestDeadFence: a fence whose owner died ends in its time, however often others
+// fence the key.
+func TestDeadFence(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		ctx := t.Context()
+		src := &source{rows: map[int]string{1: "ann"}}
+		short := newCache(t, rdb, src.load, cacheaside.Config{FenceTTL: 50 * time.Millisecond, L1Entries: -1})
+		long := newCache(t, rdb, src.load, cacheaside.Config{FenceTTL: time.Hour, L1Entries: -1})
+		_, err := short.Fence(ctx, 1) // nobody calls Done
+		must(t, err)
+		stands, err := long.Fence(ctx, 1)
+		must(t, err)
+		if n := rdb.StrLen(ctx, prefix+"1").Val(); n > 1+2*16 {
+			t.Errorf("two fences take %d bytes; want 33", n)
+		}
+		eventually(t, "the dead fence ends", func() bool {
+			must(t, long.Update(ctx, func(context.Context) error { return nil }, 1))
+			return rdb.StrLen(ctx, prefix+"1").Val() == 1+16
+		})
+		must(t, stands.Done(ctx))
+		if n := rdb.Exists(ctx, prefix+"1").Val(); n != 0 {
+			t.Error("a fence was left behind")
+		}
+		// What stands longest decides how long the key lives.
+		_, err = short.Fence(ctx, 1)
+		must(t, err)
+		f, err := long.Fence(ctx, 1)
+		must(t, err)
+		if left := rdb.PTTL(ctx, prefix+"1").Val(); left < 59*time.Minute {
+			t.Errorf("the longer of two fences stands for %v; want an hour", left)
+		}
+		must(t, f.Done(ctx))
+		if left := rdb.PTTL(ctx, prefix+"1").Val(); left > 50*time.Millisecond {
+			t.Errorf("the shorter stands for another %v; want at most its 50ms", left)
+		}
+	})
 }
 
 // TestFencesNest: the last of several fences lets values be cached again.

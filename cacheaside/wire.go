@@ -34,13 +34,13 @@ func (c *Cache[K, V]) receive(payload string) {
 		if err != nil {
 			return
 		}
-		c.l1.drop(&r)
+		c.forget([]ref[K]{r}, nil)
 		inv.Keys = []string{text}
 	case 't':
-		c.l1.dropTag(text)
+		c.forget(nil, []string{text})
 		inv.Tags = []string{text}
 	case 'c':
-		c.l1.purge()
+		c.forgetAll()
 		inv.Kind = KindClear
 	default:
 		return
