@@ -29,15 +29,15 @@ import (
 	"github.com/redporch/redporch/session"
 )
 
-// flood is the size of an attack, a fifth of it unless tests run at full size.
+// flood is the size of an attack, a fifth of it under -short.
 func flood(n int) int {
 	switch {
-	case redistest.Full():
-		return n
 	case raceDetector:
 		return n / 50
+	case testing.Short():
+		return n / 5
 	}
-	return n / 5
+	return n
 }
 
 // heap returns the bytes in use after a garbage collection.

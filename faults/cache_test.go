@@ -22,13 +22,13 @@ func await(t testing.TB, what string, ok func() bool) {
 	t.Fatalf("not within 30s: %s", what)
 }
 
-// TestCacheLarge: 30,000 keys, or 100,000 in full, of a cluster of three masters are
+// TestCacheLarge: 100,000 keys, or 30,000 under -short, of a cluster of three masters are
 // loaded in bulk, read and cleared.
 func TestCacheLarge(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3, false)
-	size := 30_000
-	if redistest.Full() {
-		size = 100_000
+	size := 100_000
+	if testing.Short() {
+		size = 30_000
 	}
 	var bulks atomic.Int64
 	c, err := cacheaside.New(cluster.Client(), "large",

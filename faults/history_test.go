@@ -234,9 +234,9 @@ func illegal(t *testing.T, history []porcupine.Operation) bool {
 
 func TestSessionHistories(t *testing.T) {
 	s := redistest.Start(t, redistest.Proxied())
-	rounds := 40
-	if redistest.Full() {
-		rounds = 1000
+	rounds := 1000
+	if testing.Short() {
+		rounds = 40
 	}
 	play := func(t *testing.T, rdb redis.UniversalClient, harm func()) (operations, unknown, destroyed int) {
 		store, err := session.New(rdb, session.Config{Keys: [][]byte{secret}, Timeout: 80 * time.Millisecond})

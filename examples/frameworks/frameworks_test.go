@@ -39,7 +39,7 @@ func (l *lines) Write(b []byte) (int, error) {
 // after the client has its answer.
 func (l *lines) request(t *testing.T, n int) map[string]any {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		l.mu.Lock()
 		text := l.buf.String()
 		l.mu.Unlock()

@@ -14,8 +14,7 @@
 // Real servers need the redis-server binary, 6.2 or later, on PATH or named by
 // the environment variable REDIS_SERVER. Without it, and under go test -short,
 // what needs one is skipped with a message. REDISTEST=all turns such skips into
-// failures, so that CI can't lose coverage unnoticed. REDISTEST_FULL=1 asks tests
-// for their full size, see [Full].
+// failures, so that CI can't lose coverage unnoticed.
 //
 // # Isolation
 //

@@ -28,11 +28,6 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// Full reports whether REDISTEST_FULL=1 asks for tests at their full size. Only a
-// test that takes more than ten seconds that way looks at it; its default size
-// must still prove the point.
-func Full() bool { return os.Getenv("REDISTEST_FULL") == "1" }
-
 // Run runs body as the subtests miniredis, server and cluster, each on an empty
 // Redis that nobody else uses meanwhile. The client is a *redis.Client in the
 // first two and a *redis.ClusterClient in the last, bounded by context deadlines,

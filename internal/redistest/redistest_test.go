@@ -92,15 +92,6 @@ func TestMiniExpiresByTheClock(t *testing.T) {
 	}
 }
 
-func TestFull(t *testing.T) {
-	for value, want := range map[string]bool{"": false, "0": false, "1": true} {
-		t.Setenv("REDISTEST_FULL", value)
-		if got := redistest.Full(); got != want {
-			t.Errorf("Full() with REDISTEST_FULL=%q = %v; want %v", value, got, want)
-		}
-	}
-}
-
 func TestCount(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		rdb.Ping(ctx)

@@ -74,7 +74,7 @@ func (b *browser) open() *stream {
 func (s *stream) next(event, pattern string) time.Duration {
 	s.t.Helper()
 	start := time.Now()
-	limit := time.After(10 * time.Second)
+	limit := time.After(time.Minute)
 	var last string
 	for i, m := range s.queued {
 		if m.event == event && matches(pattern, m.data) {
@@ -94,7 +94,7 @@ func (s *stream) next(event, pattern string) time.Duration {
 				return time.Since(start)
 			}
 		case <-limit:
-			s.t.Fatalf("no %s with %s within 10 s; the last was %s", event, pattern, last)
+			s.t.Fatalf("no %s with %s within a minute; the last was %s", event, pattern, last)
 		}
 	}
 }
