@@ -37,6 +37,7 @@ const (
 	WarnRedisTooOld             Code = "redis-too-old"
 	WarnClusterSlowReload       Code = "cluster-slow-reload"
 	WarnNotPersistent           Code = "redis-not-persistent"
+	WarnUnknownReply            Code = "unknown-error-reply"
 )
 
 const warningsPage = "https://github.com/redporch/redporch/blob/main/docs/warnings.md#"

@@ -211,16 +211,29 @@ const (
 	unasked // that it was not asked, for reasons of this process
 )
 
+// outcomeOf takes an error reply that is not known for a failure if nothing else was
+// answered: a proxy that has no server, a quota that is used up.
 func outcomeOf(cmds []redis.Cmder) (o outcome) {
+	unknown, good := false, false
 	for _, cmd := range cmds {
 		err := cmd.Err()
-		if err == nil || err == redis.Nil || isReply(err) {
-			continue
-		}
-		if !isOurs(err) {
+		switch {
+		case err == nil || err == redis.Nil:
+			good = true
+		case isReply(err):
+			if isUnknownReply(err) {
+				unknown = true
+			} else {
+				good = true
+			}
+		case !isOurs(err):
 			return failed
+		default:
+			o = unasked
 		}
-		o = unasked
+	}
+	if unknown && !good {
+		return failed
 	}
 	return o
 }

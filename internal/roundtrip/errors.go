@@ -36,7 +36,8 @@ var (
 	ErrOverloaded = errors.New("the process is overloaded")
 
 	// ErrBug says that the command was wrong for the data or the topology
-	// (WRONGTYPE, CROSSSLOT, a script error). It never matches ErrUnavailable:
+	// (WRONGTYPE, CROSSSLOT, an error of a script's own). What other error replies say is
+	// ErrRefused or ErrUnavailable. It never matches ErrUnavailable:
 	// failing open on a bug would hide it.
 	ErrBug = errors.New("redis rejected the command as wrong")
 )
@@ -118,16 +119,13 @@ func classify(err error) (kind error, maybe bool) {
 		return ErrTimeout, !isDial(err) && !isUnsent(err)
 	case errors.Is(err, redis.ErrClosed):
 		return ErrUnavailable, false
-	case redis.IsOOMError(err), redis.IsPermissionError(err), redis.IsAuthError(err), redis.IsReadOnlyError(err):
-		return ErrRefused, false
-	case redis.IsLoadingError(err), redis.IsClusterDownError(err), redis.IsTryAgainError(err),
-		redis.IsMasterDownError(err), redis.IsMaxClientsError(err), redis.IsNoReplicasError(err),
-		redis.HasErrorPrefix(err, "BUSY"), redis.HasErrorPrefix(err, "MISCONF"),
-		redis.HasErrorPrefix(err, "UNBLOCKED"):
-		return ErrUnavailable, false
 	}
 	if isReply(err) {
-		return ErrBug, false
+		kind, known := replyKind(err.Error())
+		if !known {
+			tell(scrub(err).Error())
+		}
+		return kind, false
 	}
 	var netErr net.Error
 	if errors.As(err, &netErr) && netErr.Timeout() {

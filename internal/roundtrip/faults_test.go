@@ -352,9 +352,29 @@ func TestErrorClasses(t *testing.T) {
 			"OOM command not allowed":                        roundtrip.ErrRefused,
 			"NOPERM this user has no permissions":            roundtrip.ErrRefused,
 			"NOAUTH Authentication required.":                roundtrip.ErrRefused,
-			"WRONGTYPE Operation against a key":              roundtrip.ErrBug,
-			"CROSSSLOT Keys in request":                      roundtrip.ErrBug,
-			"ERR anything else":                              roundtrip.ErrBug,
+			"NOAUTH":                                         roundtrip.ErrRefused,
+			"ERR unknown command 'GET'":                      roundtrip.ErrRefused,
+			"ERR DB index is out of range":                   roundtrip.ErrRefused,
+			"DENIED Redis is running in protected mode":      roundtrip.ErrRefused,
+			// Of proxies and quotas.
+			"no upstream host":                           roundtrip.ErrUnavailable,
+			"upstream failure":                           roundtrip.ErrUnavailable,
+			"ERR Connection refused":                     roundtrip.ErrUnavailable,
+			"ERR anything else":                          roundtrip.ErrUnavailable,
+			"ERR max requests limit exceeded. Limit: 10": roundtrip.ErrRefused,
+			// Of a write inside a script, on 6.2, 7.0 and later.
+			"ERR Error running script (call to f_ab): @user_script:1: -OOM command not allowed when used memory > 'maxmemory'.": roundtrip.ErrRefused,
+			"ERR Error running script (call to f_ab): @user_script:1: -READONLY You can't write against a read only replica.":   roundtrip.ErrRefused,
+			"ERR Error running script (call to f_ab): @user_script:1: -NOREPLICAS Not enough good replicas to write.":           roundtrip.ErrUnavailable,
+			"ERR Error running script (call to f_ab): @user_script:1: -MISCONF Redis is configured to save RDB snapshots":       roundtrip.ErrUnavailable,
+			"ERR Error running script (call to f_ab): @user_script: 1: Script killed by user with SCRIPT KILL... ":              roundtrip.ErrUnavailable,
+			"ERR The user executing the script can't run this command or subcommand script: ab, on @user_script:1.":             roundtrip.ErrRefused,
+			"ERR ACL failure in script: User u has no permissions to run the 'set' command script: ab, on @user_script:1.":      roundtrip.ErrRefused,
+			"ERR Error running script (call to f_ab): @user_script:1: WRONGTYPE Operation against a key":                        roundtrip.ErrBug,
+			"ERR user_script:1: attempt to perform arithmetic on a nil value script: ab, on @user_script:1.":                    roundtrip.ErrBug,
+			"WRONGTYPE Operation against a key":           roundtrip.ErrBug,
+			"CROSSSLOT Keys in request":                   roundtrip.ErrBug,
+			"ERR value is not an integer or out of range": roundtrip.ErrBug,
 		} {
 			m.SetError(text)
 			err := c.Do(ctx, "get", redis.NewStringCmd(ctx, "get", "k"))
@@ -369,6 +389,25 @@ func TestErrorClasses(t *testing.T) {
 			}
 		}
 		m.SetError("")
+	})
+	t.Run("an unknown answer that repeats trips the breaker", func(t *testing.T) {
+		m, rdb := redistest.Mini(t)
+		c := newConn(t, rdb, roundtrip.Config{})
+		get := func() error { return c.Do(ctx, "get", redis.NewStringCmd(ctx, "get", "k")) }
+		for text, open := range map[string]bool{"OOM command not allowed": false, "no upstream host": true} {
+			if err := get(); err != nil {
+				t.Fatal(err)
+			}
+			m.SetError(text)
+			for range 5 {
+				_ = get()
+			}
+			if c.Available("k") == open {
+				t.Errorf("after five answers %q the breaker is open: %t; want %t", text, !open, open)
+			}
+			m.SetError("")
+			redistest.Await(t, "a call after the last", get)
+		}
 	})
 	t.Run("answers of a server", func(t *testing.T) {
 		s := redistest.Start(t)
@@ -393,6 +432,8 @@ func TestErrorClasses(t *testing.T) {
 			t.Fatal(err)
 		}
 		want("no permission", set(), roundtrip.ErrRefused)
+		_, err = c.Run(ctx, "set", roundtrip.NewScript(`return redis.call('SET', KEYS[1], 1)`).Cmd(ctx, []string{"k"}))
+		want("no permission in a script", err, roundtrip.ErrRefused)
 		rdb.Do(ctx, "acl", "setuser", "default", "+set")
 		if err := set(); err != nil {
 			t.Errorf("allowed again: %v; want nil", err)

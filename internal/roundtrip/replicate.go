@@ -245,6 +245,7 @@ func (e *engine) undelivered(ctx context.Context, due []*delivery) (again []*del
 		switch {
 		case maybe && err != errUnplaced:
 		case kind != ErrUnavailable && kind != ErrTimeout && !redis.IsReadOnlyError(err):
+		case isUnknownReply(err):
 		case errors.Is(err, redis.ErrClosed), redis.HasErrorPrefix(err, "BUSY"), redis.HasErrorPrefix(err, "MISCONF"):
 		default:
 			again, pause = append(again, d), true

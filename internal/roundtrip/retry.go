@@ -73,6 +73,7 @@ func (e *engine) passing(cmds []redis.Cmder) (again []redis.Cmder, fresh bool) {
 		case maybe && cmd.NoRetry():
 		case e.cluster != nil && !stale && !(cmd.NoRetry() && isReply(err)):
 		case kind != ErrUnavailable && kind != ErrTimeout && !redis.IsReadOnlyError(err):
+		case isUnknownReply(err):
 		case errors.Is(err, redis.ErrClosed), redis.HasErrorPrefix(err, "BUSY"), redis.HasErrorPrefix(err, "MISCONF"):
 		default:
 			again = append(again, cmd)
