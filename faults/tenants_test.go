@@ -158,7 +158,7 @@ type sessionTenant struct {
 	said   *texts
 }
 
-var secret = []byte("0123456789abcdef0123456789abcdef")
+var secret = []byte("0123456789abcdefFEDCBA9876543210")
 
 func newSessionTenant(t *testing.T, rdb redis.UniversalClient, said *texts) *sessionTenant {
 	t.Helper()

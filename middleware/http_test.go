@@ -92,7 +92,7 @@ func (r reply) cookieNames() (names []string) {
 	return names
 }
 
-var sessionKey = []byte("0123456789abcdef0123456789abcdef")
+var sessionKey = []byte("0123456789abcdefFEDCBA9876543210")
 
 func newStore(t testing.TB, rdb redis.UniversalClient) *session.Store {
 	t.Helper()

@@ -26,7 +26,7 @@ func benchmark(b *testing.B, change bool) {
 	// Not the server's own Client, which counts what goes over the wire.
 	rdb := redis.NewClient(&redis.Options{Network: srv.Network(), Addr: srv.Addr(), PoolSize: 64, Protocol: 2})
 	b.Cleanup(func() { rdb.Close() })
-	st := open(b, rdb, session.Config{Keys: [][]byte{make([]byte, 32)}, Timeout: 5 * time.Second})
+	st := open(b, rdb, session.Config{Keys: [][]byte{key(3)}, Timeout: 5 * time.Second})
 	br := newBrowser()
 	br.do(func(w http.ResponseWriter, r *http.Request) {
 		s, err := st.Get(r, "s")

@@ -353,6 +353,9 @@ func (st *Store) adopt(ctx context.Context, s *sessions.Session, x *state, opts 
 	old := x.blob
 	moved := *x
 	moved.blob, moved.base, moved.other, moved.bytes = nil, nil, nil, 0
+	if st.seals() {
+		moved.bond = moved.newBond()
+	}
 	args := saveArgs{mode: modeAdopt}
 	for range maxMerges {
 		c, err := st.diff(&moved, s, x.tok.tag())
@@ -361,6 +364,9 @@ func (st *Store) adopt(ctx context.Context, s *sessions.Session, x *state, opts 
 		}
 		c.expect = nil
 		args = st.argsFor(args.mode, x, opts, &c)
+		if args.mode == modeAdopt && moved.bond != nil {
+			args.set = append(args.set, st.bondField(moved.bond, x.name, x.tok.id))
+		}
 		if args.mode == modeAdopt || !c.none() {
 			reply, err := st.runSave(ctx, "adopt", x.tok.key, "", &args, nil, nil)
 			if err != nil {

@@ -32,22 +32,37 @@ const (
 // that are Secure, HttpOnly and SameSite=Lax, sessions that end after 30 idle
 // minutes or 8 hours.
 type Config struct {
-	// Keys sign the cookies with HMAC-SHA-256: the first signs, all verify. A key is
-	// rotated by putting a new one in front; cookies of the old one are sent anew
-	// as their sessions are used, so it can be dropped after the longest idle
-	// time. Each has 16 bytes or more. With keys a
-	// forged cookie costs no call to Redis. Empty: cookies are not signed; their
-	// 256 random bits can't be guessed either way.
+	// Keys sign the cookies with HMAC-SHA-256: the first signs, all verify. Each has 16
+	// bytes or more, best 32 random ones. With keys a forged cookie costs no call to Redis.
+	// Empty: cookies are not signed; their 256 random bits can't be guessed either way.
+	//
+	// A key is rotated in two deploys, since servers with the old configuration are still
+	// running during each: first with the new key last, so that all can verify it, then
+	// with it first. Cookies of the old key are signed anew as their sessions are used, so
+	// it can be dropped after the longest lifetime of a session.
 	Keys [][]byte
+
+	// SendUnsigned sends cookies without a signature although Keys are set, and accepts
+	// them with and without: for the first of three deploys that begin to use Keys, so that
+	// the servers without them know all cookies meanwhile, and for going back. The second
+	// has AcceptUnsigned, the third neither.
+	SendUnsigned bool
 
 	// AcceptUnsigned accepts cookies without a signature as well, for the time
 	// after Keys were first configured. New cookies are signed.
 	AcceptUnsigned bool
 
 	// EncryptionKeys encrypt the values in Redis with AES-256-GCM: the first
-	// encrypts, all decrypt. Each has exactly 32 bytes. The names of values,
-	// the user and the label are not encrypted. Empty: values are stored plainly.
+	// encrypts, all decrypt. Each has exactly 32 bytes, random ones. The names of values,
+	// the user and the label are not encrypted. What is encrypted for one session opens in
+	// no other one; who writes to Redis can put back what the same session held before.
+	// Empty: values are stored plainly. Rotate them as Keys.
 	EncryptionKeys [][]byte
+
+	// StorePlaintext stores values plainly although EncryptionKeys are set, and reads both:
+	// for the first of three deploys that begin to use EncryptionKeys, and for going back.
+	// The second has AcceptPlaintext, the third neither.
+	StorePlaintext bool
 
 	// AcceptPlaintext reads values that are not encrypted although EncryptionKeys
 	// are set, for the time after they were first configured. Without it somebody
@@ -207,13 +222,24 @@ func (c *Config) check(rdb redis.UniversalClient) (*roundtrip.Conn, error) {
 	for i, k := range c.Keys {
 		if len(k) < 16 {
 			bad("Keys[%d] has %d bytes; use 16 or more, best 32 random ones", i, len(k))
+		} else if why := weakKey(k); why != "" {
+			bad("Keys[%d] %s", i, why)
 		}
 	}
 	for i, k := range c.EncryptionKeys {
 		if len(k) != 32 {
 			bad("EncryptionKeys[%d] has %d bytes; AES-256 needs 32 random ones", i, len(k))
+		} else if why := weakKey(k); why != "" {
+			bad("EncryptionKeys[%d] %s", i, why)
 		}
 	}
+	if c.SendUnsigned && len(c.Keys) == 0 {
+		bad("SendUnsigned without Keys; it is for servers that verify signatures already, set Keys")
+	}
+	if c.StorePlaintext && len(c.EncryptionKeys) == 0 {
+		bad("StorePlaintext without EncryptionKeys; it is for servers that decrypt already, set EncryptionKeys")
+	}
+	c.AcceptUnsigned = c.AcceptUnsigned || c.SendUnsigned
 	if c.Prefix == "" {
 		c.Prefix = DefaultPrefix
 	}

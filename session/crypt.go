@@ -3,20 +3,59 @@ package session
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/gorilla/sessions"
 )
 
-// An encrypted value is sealedMark, one byte that tells its key from others, a
-// 12-byte nonce, and the AES-256-GCM ciphertext with its tag (NIST SP 800-38D).
-// The session's name, its tag and the field's name are authenticated with it, so
-// that a value can't be moved to another place.
-const sealedMark = 0xE1
+// An encrypted value is a mark, one byte that tells its key from others, a 12-byte nonce,
+// and the AES-256-GCM ciphertext with its tag (NIST SP 800-38D), under a key that HKDF
+// (RFC 5869) derives from Config.EncryptionKeys for this purpose.
+//
+// What is authenticated with it keeps it in its place: the name of the field, and 16
+// random bytes of the session, its bond. The bond is stored in the field e, encrypted
+// itself and authenticated with the session's public id, which follows from the secret in
+// the cookie. Who writes to Redis can neither choose nor read a bond, so what is encrypted
+// for one session does not open in another one, under whatever key in Redis.
+//
+// A new id has a new bond: who knew the old id, and copied the session then, does not get
+// to read what is stored afterwards. The values are encrypted anew; one that another
+// request has changed meanwhile stays as it is, so the field holds the bond before too.
+//
+// Sessions that began before there were bonds go on without one until their next id: their
+// values have another mark, the key itself, and the session's name, the tag of its key
+// and the name of the field authenticated with them.
+const (
+	sealedUnbound = 0xE1
+	sealedMark    = 0xE2
+
+	bondBytes = 16
+)
 
 var errSealed = errors.New("value was not encrypted with any of the configured keys for this place")
 
+// sealer is one of Config.EncryptionKeys.
+type sealer struct {
+	id      byte
+	aead    cipher.AEAD
+	unbound cipher.AEAD
+}
+
 func newSealer(key []byte) sealer {
+	derived, err := hkdf.Key(sha256.New, key, nil, "redporch session: values", 32)
+	if err != nil {
+		panic(err) // no digest is longer
+	}
+	sum := sha256.Sum256(append([]byte("redporch key id\x00"), key...))
+	return sealer{id: sum[0], aead: newGCM(derived), unbound: newGCM(key)}
+}
+
+func newGCM(key []byte) cipher.AEAD {
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		panic(err) // the length was checked
@@ -25,44 +64,210 @@ func newSealer(key []byte) sealer {
 	if err != nil {
 		panic(err)
 	}
-	sum := sha256.Sum256(append([]byte("redporch key id\x00"), key...))
-	return sealer{id: sum[0], aead: aead}
+	return aead
 }
 
-func sealedFor(name, tag, field string) []byte {
+// bond is what keeps encrypted values in their session.
+type bond struct {
+	now, before [bondBytes]byte
+	had         bool // there is one before
+	stale       bool // it is stored under another key than the first
+}
+
+// sealing says how the values of a session are encrypted.
+type sealing uint8
+
+const (
+	unsealed sealing = iota // no bond was stored: by this version's rules for old sessions
+	bonded                  // by the bond
+	unknown                 // the stored bond can't be read, so nothing is
+)
+
+// newBond returns a bond for a session's next id.
+func (x *state) newBond() *bond {
+	b := &bond{}
+	rand.Read(b.now[:])
+	if x.bond != nil {
+		b.before, b.had = x.bond.now, true
+	}
+	return b
+}
+
+// seals reports whether values are stored encrypted.
+func (st *Store) seals() bool { return st.sealers != nil && !st.cfg.StorePlaintext }
+
+// bondField is the field e for a session's id.
+func (st *Store) bondField(b *bond, name, id string) field {
+	plain := b.now[:]
+	if b.had {
+		plain = append(plain[:bondBytes:bondBytes], b.before[:]...)
+	}
+	return field{name: fieldBond, held: st.sealAs(sealedMark, bondFor(name, id), string(plain))}
+}
+
+// openBond reads the field e.
+func (st *Store) openBond(x *state, id, held string) {
+	if st.sealers == nil {
+		return
+	}
+	x.sealing = unknown
+	plain, err := st.openAs(sealedMark, bondFor(x.name, id), held)
+	if err != nil || len(plain) != bondBytes && len(plain) != 2*bondBytes {
+		return
+	}
+	b := &bond{had: len(plain) > bondBytes, stale: held[1] != st.sealers[0].id}
+	copy(b.now[:], plain)
+	copy(b.before[:], plain[bondBytes:])
+	x.bond, x.sealing = b, bonded
+}
+
+func bondFor(name, id string) []byte { return []byte("bond\x00" + name + "\x00" + id) }
+
+func boundTo(bond *[bondBytes]byte, field string) []byte {
+	return append(append(make([]byte, 0, bondBytes+6+len(field)), "value\x00"...), append(bond[:], field...)...)
+}
+
+func unboundFor(name, tag, field string) []byte {
 	return []byte(name + "\x00" + tag + "\x00" + field)
 }
 
 // seal returns what is stored for value.
-func (st *Store) seal(name, tag, field, value string) string {
-	if st.sealers == nil {
+func (st *Store) seal(x *state, tag, field, value string) string {
+	switch {
+	case !st.seals():
 		return value
+	case x.bond != nil:
+		return st.sealAs(sealedMark, boundTo(&x.bond.now, field), value)
 	}
+	return st.sealAs(sealedUnbound, unboundFor(x.name, tag, field), value)
+}
+
+func (st *Store) sealAs(mark byte, data []byte, value string) string {
 	s := &st.sealers[0]
-	n := s.aead.NonceSize()
-	out := make([]byte, 2+n, 2+n+len(value)+s.aead.Overhead())
-	out[0], out[1] = sealedMark, s.id
+	aead := s.aead
+	if mark == sealedUnbound {
+		aead = s.unbound
+	}
+	n := aead.NonceSize()
+	out := make([]byte, 2+n, 2+n+len(value)+aead.Overhead())
+	out[0], out[1] = mark, s.id
 	rand.Read(out[2:])
-	return string(s.aead.Seal(out, out[2:], []byte(value), sealedFor(name, tag, field)))
+	return string(aead.Seal(out, out[2:], []byte(value), data))
 }
 
 // open is the opposite of seal.
-func (st *Store) open(name, tag, field, stored string) (string, error) {
-	if stored == "" || stored[0] != sealedMark {
-		if st.sealers != nil && !st.cfg.AcceptPlaintext {
+func (st *Store) open(x *state, tag, field, stored string) (string, error) {
+	mark := byte(0)
+	if stored != "" {
+		mark = stored[0]
+	}
+	switch mark {
+	case sealedUnbound:
+		if x.sealing != unsealed {
 			return "", errSealed
 		}
-		return stored, nil
+		return st.openAs(mark, unboundFor(x.name, tag, field), stored)
+	case sealedMark:
+		if x.bond == nil {
+			return "", errSealed
+		}
+		plain, err := st.openAs(mark, boundTo(&x.bond.now, field), stored)
+		if err != nil && x.bond.had {
+			plain, err = st.openAs(mark, boundTo(&x.bond.before, field), stored)
+		}
+		return plain, err
 	}
+	if st.sealers != nil && !st.cfg.AcceptPlaintext && !st.cfg.StorePlaintext {
+		return "", errSealed
+	}
+	return stored, nil
+}
+
+func (st *Store) openAs(mark byte, data []byte, stored string) (string, error) {
 	for i := range st.sealers {
 		s := &st.sealers[i]
-		n := 2 + s.aead.NonceSize()
-		if stored[1:2] != string([]byte{s.id}) || len(stored) < n {
+		aead := s.aead
+		if mark == sealedUnbound {
+			aead = s.unbound
+		}
+		n := 2 + aead.NonceSize()
+		if len(stored) < n || stored[0] != mark || stored[1] != s.id {
 			continue
 		}
-		if plain, err := s.aead.Open(nil, []byte(stored[2:n]), []byte(stored[n:]), sealedFor(name, tag, field)); err == nil {
+		if plain, err := aead.Open(nil, []byte(stored[2:n]), []byte(stored[n:]), data); err == nil {
 			return string(plain), nil
 		}
 	}
 	return "", errSealed
+}
+
+// rebond gives a session that gets a new id a new bond, and c what it takes to encrypt
+// what is stored with it: a value that c does not change anyway is replaced if it is still
+// what was loaded.
+func (st *Store) rebond(x *state, s *sessions.Session) (c changes, err error) {
+	old := x.bond
+	x.bond = x.newBond()
+	defer func() {
+		if err != nil {
+			x.bond = old
+		}
+	}()
+	if c, err = st.diff(x, s, x.tok.tag()); err != nil {
+		return c, err
+	}
+	again := func(f field) field {
+		next := field{name: f.name, held: st.seal(x, x.tok.tag(), f.name, f.value()), plain: f.plain}
+		c.reseal = append(c.reseal, resealed{f.name, f.held, next.held})
+		c.bytes += len(next.held) - len(f.held)
+		return next
+	}
+	for i := range x.base {
+		if slices.ContainsFunc(c.edits, func(e edit) bool { return e.at == i }) {
+			continue
+		}
+		next := x.base[i]
+		if next.field.name != "" {
+			next.field = again(next.field)
+		}
+		var items []field
+		for _, f := range next.items() {
+			items = append(items, again(f))
+		}
+		next.setItems(items)
+		c.edits = append(c.edits, edit{at: i, next: next})
+	}
+	// A list that was changed in part, and the entries that share a field.
+	for i := range c.edits {
+		e := &c.edits[i]
+		items := slices.Clone(e.next.items())
+		for j, f := range items {
+			if slices.ContainsFunc(x.base[e.at].items(), func(was field) bool { return was == f }) {
+				items[j] = again(f)
+			}
+		}
+		e.next.setItems(items)
+		if f := e.next.field; f.name != "" && f == x.base[e.at].field {
+			e.next.field = again(f)
+		}
+	}
+	for i, f := range c.other {
+		if slices.Contains(x.other, f) {
+			c.other = slices.Clone(c.other)
+			c.other[i] = again(f)
+		}
+	}
+	return c, nil
+}
+
+// resealed is a field that is encrypted anew unless it was changed.
+type resealed struct{ name, was, held string }
+
+// weakKey says what is wrong with a key that is easily guessed, or "".
+func weakKey(k []byte) string {
+	for period := 1; period <= (len(k)+1)/2; period++ {
+		if slices.Equal(k[period:], k[:len(k)-period]) {
+			return fmt.Sprintf("repeats its first %d bytes; use random ones, such as those of openssl rand -base64 32", period)
+		}
+	}
+	return ""
 }

@@ -14,6 +14,7 @@ type changes struct {
 	expect []field // what is replaced, with Config.DetectConflicts
 	detect bool
 	del    []string
+	reseal []resealed
 	edits  []edit // in the order of the base
 	added  []entry
 	other  []field
@@ -45,7 +46,7 @@ func (c *changes) put(st *Store, x *state, tag, name string, value []byte) field
 	f := field{name: name, held: string(value)}
 	if st.sealers != nil {
 		plain := f.held
-		f.plain, f.held = &plain, st.seal(x.name, tag, name, plain)
+		f.plain, f.held = &plain, st.seal(x, tag, name, plain)
 	}
 	c.set = append(c.set, f)
 	c.bytes += len(f.name) + len(f.held)

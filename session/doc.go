@@ -39,6 +39,7 @@
 //	n              alone, for 30 seconds, at the key of a superseded id: the hash in the
 //	               session's next key
 //	u, l           the user it is bound to; what Config.Label returned
+//	e              what keeps encrypted values in this session, see crypt.go
 //	s<key>         Values[key] for a string key
 //	f<key><order>  one element of a []any under a string key, such as a flash
 //	k…, g…, o…     values under other keys: basic types, named basic types

@@ -221,15 +221,17 @@ func ExampleKey() {
 	// Output: 42 true [tea] 42
 }
 
-// A new key goes in front. The old one is dropped once no session from its time is
-// left.
+// A key is rotated in two deploys, so that each server knows the cookies of all others
+// while they are restarted one by one: the new key goes last, and then first. The old one is
+// dropped once no session from its time is left.
 func ExampleConfig_keyRotation() {
 	rdb, stop := redisForExamples()
 	defer stop()
-	last, this := []byte(strings.Repeat("a", 32)), []byte(strings.Repeat("b", 32))
+	last, this := []byte("32 random bytes of last summer.."), []byte("32 random bytes of this summer..")
 
 	before, _ := session.New(rdb, session.Config{Keys: [][]byte{last}})
-	during, _ := session.New(rdb, session.Config{Keys: [][]byte{this, last}})
+	first, _ := session.New(rdb, session.Config{Keys: [][]byte{last, this}})
+	second, _ := session.New(rdb, session.Config{Keys: [][]byte{this, last}})
 	after, _ := session.New(rdb, session.Config{Keys: [][]byte{this}})
 
 	var v visitor
@@ -238,15 +240,22 @@ func ExampleConfig_keyRotation() {
 		s.Values["x"] = 1
 		s.Save(r, w)
 	})
-	for _, store := range []*session.Store{during, after} {
+	// Servers of two configurations side by side, in turn.
+	for _, store := range []*session.Store{before, first, first, second, first, second, second, after} {
 		v.visit(func(w http.ResponseWriter, r *http.Request) {
 			s, _ := store.Get(r, "sid")
-			fmt.Fprintln(w, "new session:", s.IsNew)
+			if s.IsNew {
+				fmt.Fprintln(w, "signed out")
+			}
+			s.Save(r, w)
 		})
 	}
+	v.visit(func(w http.ResponseWriter, r *http.Request) {
+		s, _ := after.Get(r, "sid")
+		fmt.Fprintln(w, "new session:", s.IsNew)
+	})
 	// Output:
 	// new session: false
-	// new session: true
 }
 
 func ExampleConfig_encryption() {

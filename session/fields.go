@@ -18,6 +18,7 @@ const (
 	fieldMeta  = "m" // "created,absolute,idle,seen,maxage", see meta
 	fieldUser  = "u" // the user the session is bound to
 	fieldLabel = "l" // what Config.Label returned
+	fieldBond  = "e" // of encrypted values, see bond
 	fieldNext  = "n" // alone at the key of an id that another one has superseded: its hash
 
 	prefixString = 's' // + key: Values[key] for a string key

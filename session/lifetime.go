@@ -166,7 +166,8 @@ func (st *Store) TTL(s *sessions.Session) (idle, absolute time.Duration) {
 // Touch prolongs the life of a stored session now, without saving its values. A
 // persistent cookie is sent again with the next Commit or Save. The error matches
 // [ErrSessionGone], [ErrSuperseded] too if the session has a new id, or
-// [ErrUnavailable]; it is nil for a session that is not stored.
+// [ErrUnavailable]; it is nil for a session that is not stored. One that could not be
+// loaded is prolonged too.
 func (st *Store) Touch(r *http.Request, s *sessions.Session) error {
 	x := st.state(s)
 	if x == nil {
@@ -175,7 +176,8 @@ func (st *Store) Touch(r *http.Request, s *sessions.Session) error {
 	if x.saved == renewed {
 		return st.goneAs(x)
 	}
-	if x.saved != stored {
+	known := x.saved == stored
+	if !known && (x.saved != unasked || st.compat() != nil) {
 		return nil
 	}
 	ctx := writeContext(r)
@@ -190,8 +192,12 @@ func (st *Store) Touch(r *http.Request, s *sessions.Session) error {
 	if reply.status != replyDone {
 		return st.gone(reply.status)
 	}
+	st.n.touched.Add(1)
+	if !known {
+		return nil
+	}
+	reply.idle = st.idleOf(reply.maxAge)
 	x.took(reply)
 	x.resend = x.resend || x.was.MaxAge > 0
-	st.n.touched.Add(1)
 	return nil
 }

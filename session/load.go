@@ -108,11 +108,17 @@ func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok 
 		x.base = make([]entry, 0, len(hash))
 	}
 	x.other, x.lost, x.bytes, x.user = nil, nil, 0, ""
+	x.bond, x.sealing = nil, unsealed
+	if st.sealers != nil {
+		if held, ok := hash[fieldBond]; ok {
+			st.openBond(x, tok.id, held)
+		}
+	}
 	lists := false
 	for name, held := range hash {
 		if len(name) == 1 {
 			switch name {
-			case fieldMeta, fieldLabel:
+			case fieldMeta, fieldLabel, fieldBond:
 				continue
 			case fieldUser:
 				x.user = held
@@ -123,7 +129,7 @@ func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok 
 			continue
 		}
 		x.bytes += len(name) + len(held)
-		value, err := st.open(x.name, tok.tag(), name, held)
+		value, err := st.open(x, tok.tag(), name, held)
 		if err == nil {
 			f := field{name: name, held: held}
 			if st.sealers != nil {

@@ -19,7 +19,7 @@ import (
 // What Preload and Session find is what New finds, and can be saved like it.
 func TestPreload(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
-		st, err := session.New(rdb, session.Config{Keys: [][]byte{make([]byte, 32)}})
+		st, err := session.New(rdb, session.Config{Keys: [][]byte{key(3)}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +96,7 @@ func TestPreload(t *testing.T) {
 // It takes one round trip in all, and none of it after Preload if there is time.
 func TestPreloadRoundTrips(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
-		st, err := session.New(rdb, session.Config{Keys: [][]byte{make([]byte, 32)}})
+		st, err := session.New(rdb, session.Config{Keys: [][]byte{key(3)}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,7 +125,7 @@ func TestPreloadUnavailable(t *testing.T) {
 	t.Parallel()
 	srv := redistest.Start(t)
 	rdb := srv.Client()
-	st, err := session.New(rdb, session.Config{Keys: [][]byte{make([]byte, 32)}, Timeout: 200 * time.Millisecond})
+	st, err := session.New(rdb, session.Config{Keys: [][]byte{key(3)}, Timeout: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestPreloadUnavailable(t *testing.T) {
 func TestPreloadElsewhere(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		legacy := sessions.NewCookieStore([]byte("an old key of at least 32 bytes..."))
-		st, err := session.New(rdb, session.Config{Keys: [][]byte{make([]byte, 32)}, Legacy: legacy})
+		st, err := session.New(rdb, session.Config{Keys: [][]byte{key(3)}, Legacy: legacy})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +186,7 @@ func TestPreloadElsewhere(t *testing.T) {
 			t.Errorf("Session = %v, %v; want the old store's values", s.Values, err)
 		}
 
-		both, err := session.New(rdb, session.Config{Keys: [][]byte{make([]byte, 32)}, AcceptUnsigned: true, Redisstore: &session.RedisstoreConfig{}})
+		both, err := session.New(rdb, session.Config{Keys: [][]byte{key(3)}, AcceptUnsigned: true, Redisstore: &session.RedisstoreConfig{}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -201,7 +201,7 @@ func TestPreloadElsewhere(t *testing.T) {
 // Many requests at once, some of which never ask.
 func TestPreloadConcurrent(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
-		st, err := session.New(rdb, session.Config{Keys: [][]byte{make([]byte, 32)}, Timeout: 5 * time.Second})
+		st, err := session.New(rdb, session.Config{Keys: [][]byte{key(3)}, Timeout: 5 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}

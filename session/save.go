@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -48,6 +49,9 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 		if kind == saveAnew {
 			return st.divide(ctx, w, r, s, x, opts, x.next)
 		}
+		if st.settled(x, s, opts) {
+			return false, nil
+		}
 		return false, st.gone(replySuperseded)
 	}
 	if x.saved != stored {
@@ -59,7 +63,21 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 	if x.blob != nil {
 		return st.saveBlob(ctx, w, r, s, x, opts, kind)
 	}
-	c, err := st.diff(x, s, x.tok.tag())
+	var c changes
+	was := x.bond
+	if kind == saveAnew && st.seals() {
+		c, err = st.rebond(x, s)
+	} else {
+		if x.sealing == unknown && st.seals() { // what it was is of no use without the key
+			x.bond = x.newBond()
+		}
+		c, err = st.diff(x, s, x.tok.tag())
+	}
+	defer func() {
+		if !onMaster(err) {
+			x.bond = was
+		}
+	}()
 	if err != nil {
 		return false, err
 	}
@@ -104,6 +122,10 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		args.mode = modeRegenerate
 	}
 	user := st.bindArgs(r, x, &args)
+	if x.bond != nil && st.seals() && (kind == saveAnew || x.sealing == unknown || x.bond.stale) {
+		x.bond.stale = false
+		args.set = append(args.set, st.bondField(x.bond, x.name, tok.id))
+	}
 	var reply saveReply
 	var err error
 	switch {
@@ -170,6 +192,9 @@ func (st *Store) divide(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		return false, err
 	}
 	y := &state{home: x.home, name: x.name, tok: tok, was: x.was, bind: x.bind}
+	if st.seals() {
+		y.bond = y.newBond()
+	}
 	c, err := st.diff(y, s, tok.tag())
 	if err != nil {
 		return false, err
@@ -179,7 +204,15 @@ func (st *Store) divide(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		return false, err
 	}
 	args := st.argsFor(modeDivide, x, opts, &c)
+	if args.maxAge == keepMaxAge { // of what this request holds
+		if args.maxAge = x.meta.maxAge; x.saved != stored {
+			args.maxAge = st.ownMaxAge(opts)
+		}
+	}
 	user := st.bindArgs(r, x, &args)
+	if y.bond != nil {
+		args.set = append(args.set, st.bondField(y.bond, y.name, tok.id))
+	}
 	if x.bind == nil {
 		args.who = "=" + user
 		if user != "" {
@@ -245,10 +278,13 @@ func opName(kind saveKind) string {
 // create stores a session that Redis does not have.
 func (st *Store) create(ctx context.Context, w http.ResponseWriter, r *http.Request, s *sessions.Session, x *state, opts sessions.Options) (bool, error) {
 	was := *x
-	x.base, x.other, x.bytes, x.user, x.blob = nil, nil, 0, "", nil
+	x.base, x.other, x.lost, x.bytes, x.user, x.blob, x.bond = nil, nil, nil, 0, "", nil, nil
+	if st.seals() {
+		x.bond = x.newBond()
+	}
 	wrote, err := st.createNew(ctx, w, r, s, x, opts)
 	if !onMaster(err) {
-		x.base, x.other, x.bytes, x.user, x.blob = was.base, was.other, was.bytes, was.user, was.blob
+		x.base, x.other, x.lost, x.bytes, x.user, x.blob, x.bond = was.base, was.other, was.lost, was.bytes, was.user, was.blob, was.bond
 	}
 	return wrote, err
 }
@@ -274,7 +310,9 @@ func (st *Store) createNew(ctx context.Context, w http.ResponseWriter, r *http.R
 		args.mode = modeAdopt // an id that the app chose must not be in use
 	}
 	user := st.bindArgs(r, x, &args)
-	args.who = ""
+	if args.who = ""; x.bond != nil {
+		args.set = append(args.set, st.bondField(x.bond, x.name, tok.id))
+	}
 	if user == "" { // else bindArgs has set it
 		if label := st.label(r); label != "" {
 			args.set = append(args.set, field{name: fieldLabel, held: label})
@@ -313,7 +351,7 @@ func (st *Store) tokenFor(name string) (token, error) {
 // argsFor returns what save.lua needs to write c. A MaxAge that the app has not changed
 // stays what is stored, which another request may have changed.
 func (st *Store) argsFor(mode string, x *state, opts sessions.Options, c *changes) saveArgs {
-	a := saveArgs{mode: mode, idle: st.defaultIdle(), absolute: st.cfg.AbsoluteTimeout, raise: st.cfg.raise, set: c.set, expect: c.expect, del: c.del}
+	a := saveArgs{mode: mode, idle: st.defaultIdle(), absolute: st.cfg.AbsoluteTimeout, raise: st.cfg.raise, set: slices.Clip(c.set), expect: c.expect, del: c.del, reseal: c.reseal}
 	if a.maxAge = st.ownMaxAge(opts); mode != modeCreate && mode != modeAdopt && opts.MaxAge == x.was.MaxAge {
 		a.maxAge = keepMaxAge
 		a.life = st.absoluteOf(x.meta.maxAge)
@@ -346,7 +384,11 @@ func (st *Store) done(s *sessions.Session, x *state, opts sessions.Options, c *c
 		}
 	}
 	x.saved, x.was = stored, opts
+	if x.bond != nil {
+		x.sealing = bonded
+	}
 	s.ID = x.tok.id
+	reply.idle = st.idleOf(reply.maxAge)
 	x.took(reply)
 	return opts
 }
@@ -357,6 +399,10 @@ func (x *state) took(reply saveReply) {
 		x.at = now()
 	}
 	x.meta.created, x.meta.absolute, x.meta.maxAge, x.ttl = reply.created, reply.absolute, reply.maxAge, reply.ttl
+	if reply.at.IsZero() { // it was prolonged
+		x.meta.seen = max(x.at.UnixMilli()-x.meta.created, 0)
+		x.meta.idle = reply.idle.Milliseconds()
+	}
 }
 
 // sendCookie sends the cookie of a stored session. A persistent one lives no

@@ -18,8 +18,10 @@
 --                  the mode is r or d
 -- ARGV[7]  int     number of fields to set, n
 -- ARGV[8]  int     number of fields that must still be as expected, e
--- ARGV[9…] string  n pairs of field and value, then e pairs of field and value
---                  (a value of '' means absent), then fields to delete
+-- ARGV[9]  int     number of fields to replace that are as expected, k
+-- ARGV[10…] string n pairs of field and value, then e pairs of field and value
+--                  (a value of '' means absent), then k of field, expected and new value,
+--                  then fields to delete
 -- Returns  {status, …}: {1 done, created ms, absolute ms, ttl ms, own MaxAge, user before
 --          or '' if the user stays}, {0 gone}, {2 there already, mode a}, {3 not as
 --          expected}, {4 superseded, hash of the next key}, {5 bound to another, user}
@@ -82,8 +84,8 @@ if ttl <= 0 then
   return {0}
 end
 
-local n, e = tonumber(ARGV[7]), tonumber(ARGV[8])
-local at = 9 + 2 * n
+local n, e, k = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local at = 10 + 2 * n
 for i = at, at + 2 * e - 1, 2 do
   if (redis.call('HGET', from, ARGV[i]) or '') ~= ARGV[i + 1] then return {3} end
 end
@@ -92,10 +94,16 @@ if from ~= key and mode == 'r' then
   redis.call('HSET', from, 'n', string.sub(key, -43))
   redis.call('PEXPIRE', from, 30000)
 end
-for i = 9, at - 1, 2 do
+for i = 10, at - 1, 2 do
   redis.call('HSET', key, ARGV[i], ARGV[i + 1])
 end
-for i = at + 2 * e, #ARGV do
+at = at + 2 * e
+for i = at, at + 3 * k - 1, 3 do
+  if redis.call('HGET', key, ARGV[i]) == ARGV[i + 1] then
+    redis.call('HSET', key, ARGV[i], ARGV[i + 2])
+  end
+end
+for i = at + 3 * k, #ARGV do
   redis.call('HDEL', key, ARGV[i])
 end
 redis.call('HSET', key, 'm', string.format('%.0f,%.0f,%.0f,%.0f,%s', created, absolute, idle, math.max(now - created, 0), own))

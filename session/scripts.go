@@ -74,6 +74,7 @@ type saveArgs struct {
 	who            string
 	set, expect    []field
 	del            []string
+	reseal         []resealed
 }
 
 // saveReply is what save.lua answers.
@@ -81,7 +82,7 @@ type saveReply struct {
 	status            int64
 	created, absolute int64 // as in meta
 	maxAge            int64 // as in meta
-	ttl               time.Duration
+	ttl, idle         time.Duration
 	at                time.Time // of ttl; zero: now
 	user              string    // it was bound to until now, where who asked; of replyOthers: it is bound to
 	next              string    // of replySuperseded: the hash of the next key
@@ -92,7 +93,7 @@ func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.Scrip
 	if a.mode == modeRegenerate || a.mode == modeDivide {
 		keys = append(keys, old)
 	}
-	args := saveScript.Args(keys, 8+2*len(a.set)+2*len(a.expect)+len(a.del))
+	args := saveScript.Args(keys, 9+2*len(a.set)+2*len(a.expect)+3*len(a.reseal)+len(a.del))
 	raise := ""
 	if a.raise {
 		raise = "1"
@@ -103,9 +104,12 @@ func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.Scrip
 	} else {
 		args = append(args, a.maxAge)
 	}
-	args = append(args, raise, a.who, len(a.set), len(a.expect))
+	args = append(args, raise, a.who, len(a.set), len(a.expect), len(a.reseal))
 	args = appendFields(args, a.set)
 	args = appendFields(args, a.expect)
+	for i := range a.reseal {
+		args = append(args, &a.reseal[i].name, &a.reseal[i].was, &a.reseal[i].held)
+	}
 	for i := range a.del {
 		args = append(args, &a.del[i])
 	}

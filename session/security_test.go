@@ -1,6 +1,7 @@
 package session_test
 
 import (
+	"crypto/sha256"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -15,7 +16,10 @@ import (
 	"github.com/redporch/redporch/session"
 )
 
-func key(b byte) []byte { return []byte(strings.Repeat(string(rune('a'+b)), 32)) }
+func key(b byte) []byte {
+	sum := sha256.Sum256([]byte{b})
+	return sum[:]
+}
 
 func TestSigningKeysRotate(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {

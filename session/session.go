@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"crypto/cipher"
 	"net/http"
 	"reflect"
 	"sync"
@@ -42,11 +41,6 @@ type settings struct {
 	redisstore *RedisstoreConfig
 	followAge  bool // the default idle time is options.MaxAge
 	home       home
-}
-
-type sealer struct {
-	id   byte
-	aead cipher.AEAD
 }
 
 // New returns a store that keeps sessions in rdb, a *redis.Client or
@@ -195,7 +189,11 @@ func (st *Store) NeedsCookie(s *sessions.Session) bool {
 	case renewed:
 		return del
 	}
-	return del || s.ID == "" && x.saved == stored || x.resend || opts != x.was
+	if del || s.ID == "" && x.saved == stored || x.resend || opts != x.was {
+		return true
+	}
+	_, _, lasts := st.lasts(x, opts) // else a save prolongs the session, and its cookie
+	return opts.MaxAge > 0 && x.saved == stored && !lasts && !st.settled(x, s, opts)
 }
 
 // options returns the options that a save of s goes by.

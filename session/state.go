@@ -23,14 +23,16 @@ type state struct {
 	ttl   time.Duration // that was left at loadedAt; 0: not known
 	at    time.Time     // when meta and ttl were read
 
-	next  string           // of a renewed one: the hash of the next key
-	base  []entry          // what Redis holds
-	lost  []field          // what of it could not be decoded
-	other []field          // the fields with prefixOther
-	bytes int              // of all names and values, with undecodable ones
-	user  string           // that Redis has
-	bind  *string          // pending Bind
-	was   sessions.Options // as New returned them or the last save used them
+	next    string  // of a renewed one: the hash of the next key
+	base    []entry // what Redis holds
+	lost    []field // what of it could not be decoded
+	bond    *bond   // of its encrypted values, if it has one
+	sealing sealing
+	other   []field          // the fields with prefixOther
+	bytes   int              // of all names and values, with undecodable ones
+	user    string           // that Redis has
+	bind    *string          // pending Bind
+	was     sessions.Options // as New returned them or the last save used them
 
 	foundling bool // the app made the session, it does not come from New
 	resend    bool // a persistent cookie has aged, send it again with the response

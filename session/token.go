@@ -58,7 +58,7 @@ func (st *Store) newToken(name, tag string) (token, error) {
 	}
 	t := st.tokenOf(name, &raw)
 	t.cookie = b64.EncodeToString(raw[:])
-	if st.macs != nil {
+	if st.macs != nil && !st.cfg.SendUnsigned {
 		st.sign(name, &t)
 	} else if st.compat() != nil {
 		mac := nameCheck(name, t.cookie)
@@ -67,9 +67,14 @@ func (st *Store) newToken(name, tag string) (token, error) {
 	return t, nil
 }
 
-// sign puts the first key's signature on a token, in place of another one.
+// sign puts the first key's signature on a token, in place of another one, or none where
+// Config.SendUnsigned says so.
 func (st *Store) sign(name string, t *token) {
 	plain := t.cookie[:tokenLen]
+	if st.cfg.SendUnsigned {
+		t.cookie, t.stale = plain, false
+		return
+	}
 	mac := st.macs[0].sum(name, plain)
 	t.cookie, t.stale = plain+"."+b64.EncodeToString(mac[:]), false
 }
@@ -135,7 +140,7 @@ func (st *Store) parseToken(name, value string) (t token, ok bool) {
 			want = m.sum(name, plain)
 			same := subtle.ConstantTimeCompare(sig[:], want[:])
 			if i == 0 {
-				stale = same == 0
+				stale = same == 0 || st.cfg.SendUnsigned
 			}
 			match |= same
 		}
@@ -150,7 +155,7 @@ func (st *Store) parseToken(name, value string) (t token, ok bool) {
 	case st.macs != nil && !st.cfg.AcceptUnsigned:
 		return token{}, false
 	case st.macs != nil:
-		stale = true
+		stale = !st.cfg.SendUnsigned
 	}
 	t = st.tokenOf(name, &raw)
 	t.cookie, t.stale = value, stale

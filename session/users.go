@@ -131,7 +131,11 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 	}
 	if reply.status != replyDone {
 		if args.mode != modeUpdate && !(args.mode == modeDivide && reply.status == replySuperseded) { // it was entered for nothing
-			st.background(func() { st.leaveIndex(ctx, user, tok.id) })
+			if refuse {
+				st.leaveIndex(ctx, user, tok.id) // its place is free at once
+			} else {
+				st.background(func() { st.leaveIndex(ctx, user, tok.id) })
+			}
 		}
 		return reply, err
 	}

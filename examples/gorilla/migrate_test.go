@@ -96,7 +96,7 @@ func TestStepsFromRedisstore(t *testing.T) {
 				t.Fatal(err)
 			}
 			cfg := session.Config{
-				Keys:           [][]byte{[]byte("0123456789abcdef0123456789abcdef")},
+				Keys:           [][]byte{[]byte("0123456789abcdefFEDCBA9876543210")},
 				AcceptUnsigned: true,
 				Redisstore:     &session.RedisstoreConfig{Until: time.Now(), Names: []string{"sid"}},
 			}
@@ -145,7 +145,7 @@ func TestStepsFromCookieStore(t *testing.T) {
 			s, client := newSite(t)
 			old := sessions.NewCookieStore([]byte("an old key of thirty-two bytes.."))
 			store, err := session.New(rdb, session.Config{
-				Keys:        [][]byte{[]byte("0123456789abcdef0123456789abcdef")},
+				Keys:        [][]byte{[]byte("0123456789abcdefFEDCBA9876543210")},
 				IdleTimeout: time.Hour,
 				Legacy:      old,
 			})
