@@ -61,7 +61,7 @@ func (st *Store) loadEither(ctx context.Context, s *sessions.Session, x *state, 
 	}
 	s.Values = values
 	x.blob = &blob{raw: get.Val(), key: key}
-	x.at, x.ttl = now(), time.Duration(max(life.Val(), 0))*time.Millisecond
+	x.at, x.ttl = st.now(tok.key), time.Duration(max(life.Val(), 0))*time.Millisecond
 	return true, nil
 }
 
@@ -185,7 +185,7 @@ func (st *Store) swap(ctx context.Context, s *sessions.Session, x *state, opts s
 		case status == swapDone:
 			x.blob = &blob{raw: raw, key: key}
 			x.tok = tok
-			x.at, x.ttl = now(), idle
+			x.at, x.ttl = st.now(x.tok.key), idle
 			return nil
 		case status == swapGone:
 			if move {
@@ -320,7 +320,7 @@ func (st *Store) createBlob(ctx context.Context, w http.ResponseWriter, s *sessi
 	}
 	x.tok, x.saved, x.was = tok, stored, opts
 	x.blob = &blob{raw: raw, key: key}
-	x.at, x.ttl = now(), idle
+	x.at, x.ttl = st.now(x.tok.key), idle
 	s.ID = tok.id
 	st.n.created.Add(1)
 	tell(st.cfg.Hooks.Created, ctx, Event{Name: x.name, ID: tok.id})
@@ -337,7 +337,7 @@ func (st *Store) touchBlob(ctx context.Context, s *sessions.Session, x *state) e
 		st.n.gone.Add(1)
 		return ErrSessionGone
 	}
-	x.at, x.ttl = now(), idle
+	x.at, x.ttl = st.now(x.tok.key), idle
 	st.n.touched.Add(1)
 	return nil
 }

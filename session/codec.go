@@ -176,6 +176,8 @@ func appendTime(b []byte, t time.Time) []byte {
 // the bytes it reads, which come from Redis and are never changed.
 type reader struct {
 	rest string
+	used int // elements and bytes that lengths have claimed, together
+	size int // of the whole; 0: rest, at the first length
 	bad  bool
 }
 
@@ -217,16 +219,22 @@ func (r *reader) varint() int64 {
 
 // length reads the length of something whose elements take at least size bytes
 // each, or -1 for nil. What can't fit in the bytes that are left is refused before
-// anything is allocated for it.
+// anything is allocated for it, and so are lists in lists that each claim the rest:
+// each element and each byte of a string takes a byte of its own, so all lengths together
+// are below the number of bytes.
 func (r *reader) length(size int) int {
 	u := r.uvarint()
 	if r.bad || u == 0 {
 		return -1
 	}
-	if u-1 > uint64(len(r.rest)/size) {
+	if r.size == 0 {
+		r.size = len(r.rest)
+	}
+	if u-1 > uint64(len(r.rest)/size) || int(u-1) > r.size-r.used {
 		r.bad = true
 		return -1
 	}
+	r.used += int(u - 1)
 	return int(u - 1)
 }
 

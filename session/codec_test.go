@@ -2,6 +2,7 @@ package session
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/gob"
 	"fmt"
 	"math"
@@ -164,6 +165,29 @@ func TestGobMessagesEndWithTheValue(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		if spent := after.TotalAlloc - before.TotalAlloc; err == nil || spent > 1<<20 {
 			t.Errorf("gobDecode(%q) = %v, %v with %d bytes allocated; want an error and few", s, v, err, spent)
+		}
+	}
+}
+
+// Lists in lists that each claim the rest of the bytes are refused before anything is
+// allocated for them: all elements together are no more than there are bytes.
+func TestNestedListsClaimNoMoreThanThereIs(t *testing.T) {
+	for _, kind := range []byte{kindList, kindMap, kindStrings} {
+		var b []byte
+		const size = 1 << 20
+		for range maxDepth - 1 {
+			b = append(b, kindList)
+			b = binary.AppendUvarint(b, uint64(size-len(b)-200))
+		}
+		b = append(b, kind)
+		b = binary.AppendUvarint(b, uint64(size/2-len(b)-200))
+		b = append(b, make([]byte, size-len(b))...)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		v, err := decodeValue(string(b))
+		runtime.ReadMemStats(&after)
+		if spent := after.TotalAlloc - before.TotalAlloc; err == nil || spent > 20*size {
+			t.Errorf("kind %d: %T, %v, and %d bytes allocated for %d; want an error and at most 20 times as many", kind, v, err, spent, size)
 		}
 	}
 }

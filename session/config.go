@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"time"
@@ -155,6 +156,19 @@ type Config struct {
 
 	raise bool // AbsoluteTimeout was zero: a session's own MaxAge raises it
 }
+
+// String describes c without its keys, which printing the fields would show. It is
+// what fmt's verbs and slog print.
+func (c Config) String() string {
+	return fmt.Sprintf("session.Config{Keys:%d EncryptionKeys:%d Prefix:%q IdleTimeout:%v AbsoluteTimeout:%v Cookie:%+v MaxBytes:%d MaxPerUser:%d Timeout:%v}",
+		len(c.Keys), len(c.EncryptionKeys), c.Prefix, c.IdleTimeout, c.AbsoluteTimeout, c.Cookie, c.MaxBytes, c.MaxPerUser, c.Timeout)
+}
+
+// GoString is String.
+func (c Config) GoString() string { return c.String() }
+
+// LogValue is String, for slog.
+func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // Cookie describes the session cookies. The zero value is the safe one: Path=/,
 // no Domain, Secure, HttpOnly, SameSite=Lax, and no Max-Age, so that they end with

@@ -18,6 +18,9 @@ const (
 	// maxCookieBytes is the size of name and value that every browser stores
 	// (RFC 6265bis, section 5.6).
 	maxCookieBytes = 4096
+	// maxAttributeBytes is the size of an attribute's value beyond which browsers ignore it
+	// (RFC 6265bis, section 5.6).
+	maxAttributeBytes = 1024
 	// maxCandidates is how many cookies of one name are tried: a subdomain or an
 	// earlier path may have set another one that the browser sends first.
 	maxCandidates = 4
@@ -119,6 +122,20 @@ func checkCookie(name, value string, o *sessions.Options) error {
 	}
 	if o.Partitioned && o.SameSite != http.SameSiteNoneMode {
 		bad("Partitioned needs SameSite=None, as it is for other sites' pages only")
+	}
+	// A name that net/http does not send is saved without a cookie, as gorilla does.
+	c := http.Cookie{Name: "s", Value: value, Path: o.Path, Domain: o.Domain}
+	if err := c.Valid(); err != nil { // net/http would leave it out, or a part of it
+		bad("%w", err)
+	}
+	if o.Path != "" && o.Path[0] != '/' {
+		bad("Path %.80q does not begin with /, so browsers would ignore it", o.Path)
+	}
+	if len(o.Path) > maxAttributeBytes || len(o.Domain) > maxAttributeBytes {
+		bad("Path or Domain is longer than %d bytes, so browsers would ignore it", maxAttributeBytes)
+	}
+	if o.SameSite < 0 || o.SameSite > http.SameSiteNoneMode {
+		bad("SameSite is %d; use one of http.SameSite's constants", o.SameSite)
 	}
 	if len(name)+len(value) > maxCookieBytes {
 		bad("name and value are longer than %d bytes", maxCookieBytes)

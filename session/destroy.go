@@ -47,12 +47,12 @@ func (st *Store) destroy(ctx context.Context, w http.ResponseWriter, r *http.Req
 			err = e
 		}
 	}
+	if needless {
+		return false, nil
+	}
 	if onMaster(err) {
 		*x = state{home: x.home, name: x.name, saved: destroyed, was: opts}
 		s.ID = ""
-	}
-	if needless {
-		return false, err
 	}
 	opts.MaxAge = -1
 	return st.writeCookie(w, x.name, "", &opts, -1), err
@@ -77,7 +77,7 @@ func (st *Store) delete(ctx context.Context, x *state, tok token) error {
 			before = append(before, blob)
 		}
 	}
-	err := st.end(ctx, "destroy", []*ending{&e}, before...)
+	err := st.end(ctx, "destroy", []*ending{&e}, nil, before...)
 	if e.bound != "" {
 		stale := []any{tok.id, e.id}
 		if e.id == tok.id {

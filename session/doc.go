@@ -80,7 +80,8 @@
 // With [EndOldest] a save that binds a session ends, once it has succeeded, as many of
 // the user's other sessions as are over [Config.MaxPerUser], the one that was used the
 // longest ago first. With [RefuseNew] it fails with [ErrTooManySessions] and
-// writes nothing. A session that is bound to the user already is not one more.
+// writes nothing. A session that is bound to the user already is not one more. A session
+// that is lost in Redis may hold its place for a minute.
 //
 // # Values
 //
@@ -116,8 +117,9 @@
 //
 // A load that finds the session's idle time spent by more than [Config.TouchEvery]
 // prolongs it in the background, and a save then prolongs it as well. Otherwise
-// both leave its expiry alone, but for a save that looks for conflicts, which always
-// prolongs it.
+// both leave its expiry alone, but for a save that looks for conflicts, has a Bind, or is
+// of a session that could not be loaded, which always prolongs it. Lifetimes go by Redis'
+// clock, whose offset from the process' own is learnt from calls that are made anyway.
 //
 // # When Redis fails
 //

@@ -6,18 +6,18 @@
 -- ARGV[2]  int     longest absolute lifetime of a session, milliseconds, > 0
 -- ARGV[3]  int     how many there may be, for a session that is not among them; 0: any
 -- ARGV[4]  string  public id that the session has until now, or ''
--- Returns  number of entries, or -1 if there was no room
+-- Returns  {number of entries, 1 if this one is new, else 0}, or {-1} if there was no room
 -- Writes   KEYS[1] with PEXPIRE, which only ever gets longer
 local index = KEYS[1]
 local longest = tonumber(ARGV[2])
 local limit = tonumber(ARGV[3])
 if limit > 0 and not redis.call('ZSCORE', index, ARGV[1]) and not redis.call('ZSCORE', index, ARGV[4]) then
-  if redis.call('ZCARD', index) >= limit then return -1 end
+  if redis.call('ZCARD', index) >= limit then return {-1} end
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', index, string.format('%.0f', now), ARGV[1])
+local added = redis.call('ZADD', index, string.format('%.0f', now), ARGV[1])
 if redis.call('PTTL', index) < longest + 60000 then
   redis.call('PEXPIRE', index, string.format('%.0f', longest + 60000))
 end
-return redis.call('ZCARD', index)
+return {redis.call('ZCARD', index), added}

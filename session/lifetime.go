@@ -153,14 +153,15 @@ func (st *Store) TTL(s *sessions.Session) (idle, absolute time.Duration) {
 	if x == nil || x.saved != stored {
 		return 0, 0
 	}
-	passed := now().Sub(x.at)
+	now := st.now(x.tok.key)
+	passed := now.Sub(x.at)
 	idle = max(x.ttl-passed, 0)
 	if x.blob != nil {
 		return idle, idle
 	}
 	longest := st.absoluteOf(x.meta.maxAge)
 	end := x.meta.createdAt().Add(min(time.Duration(min(x.meta.absolute, longest.Milliseconds()))*time.Millisecond, longest))
-	return idle, max(end.Sub(now()), 0)
+	return idle, max(end.Sub(now), 0)
 }
 
 // Touch prolongs the life of a stored session now, without saving its values. A
@@ -196,8 +197,7 @@ func (st *Store) Touch(r *http.Request, s *sessions.Session) error {
 	if !known {
 		return nil
 	}
-	reply.idle = st.idleOf(reply.maxAge)
-	x.took(reply)
+	st.took(x, reply)
 	x.resend = x.resend || x.was.MaxAge > 0
 	return nil
 }

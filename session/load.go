@@ -82,7 +82,7 @@ func (st *Store) fill(ctx context.Context, s *sessions.Session, x *state, tok to
 		}
 		return false
 	}
-	at, ttl := now(), time.Duration(pttl)*time.Millisecond
+	at, ttl := st.now(tok.key), time.Duration(pttl)*time.Millisecond
 	expired, due := st.standing(m, ttl, at)
 	if expired {
 		return false
@@ -114,7 +114,7 @@ func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok 
 			st.openBond(x, tok.id, held)
 		}
 	}
-	lists := false
+	var lists map[string]int // where in the base each is
 	for name, held := range hash {
 		if len(name) == 1 {
 			switch name {
@@ -139,8 +139,10 @@ func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok 
 			switch name[0] {
 			case prefixItem:
 				if len(name) > itemSuffix {
-					x.item(f)
-					lists = true
+					if lists == nil {
+						lists = make(map[string]int)
+					}
+					x.item(f, lists)
 					continue
 				}
 				err = errMalformed
@@ -162,27 +164,33 @@ func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok 
 			st.undecodable(ctx, Event{Name: x.name, ID: tok.id, User: x.user}, err)
 		}
 	}
-	if lists {
+	if lists != nil {
 		st.lists(ctx, s, x, tok)
 	}
 }
 
 // item files an element under its list. The entries of lists come without a
 // field of their own until lists has joined them.
-func (x *state) item(f field) {
+func (x *state) item(f field, at map[string]int) {
 	key := f.name[1 : len(f.name)-itemSuffix]
-	for i := range x.base {
-		if e := &x.base[i]; e.field.name == "" && e.key == key {
-			*e.list = append(*e.list, f)
-			return
-		}
+	if i, ok := at[key]; ok {
+		e := &x.base[i]
+		*e.list = append(*e.list, f)
+		return
 	}
+	at[key] = len(x.base)
 	x.base = append(x.base, entry{key: key, list: &[]field{f}})
 }
 
 // lists puts the elements of each list in order and into Values.
 func (st *Store) lists(ctx context.Context, s *sessions.Session, x *state, tok token) {
-	for i := 0; i < len(x.base); i++ {
+	single := make(map[any]int, len(x.base)) // entries with a field
+	for i := range x.base {
+		if x.base[i].field.name != "" {
+			single[x.base[i].key] = i
+		}
+	}
+	for i := range x.base {
 		e := &x.base[i]
 		items := e.items()
 		if len(items) == 0 {
@@ -203,20 +211,13 @@ func (st *Store) lists(ctx context.Context, s *sessions.Session, x *state, tok t
 		// The same key may have a field as well: an empty list's, or a value that
 		// another request put in the list's place. The list is then appended to a
 		// list, and otherwise wins.
-		for j := range x.base {
-			if o := &x.base[j]; j != i && o.key == e.key && o.field.name != "" {
-				if head, ok := s.Values[e.key].([]any); ok {
-					list = append(slices.Clip(head), list...)
-				}
-				e.field = o.field
-				x.base = slices.Delete(x.base, j, j+1)
-				if j < i {
-					i--
-				}
-				break
+		if j, ok := single[e.key]; ok {
+			if head, ok := s.Values[e.key].([]any); ok {
+				list = append(slices.Clip(head), list...)
 			}
+			e.field, x.base[j] = x.base[j].field, entry{}
 		}
-		if e = &x.base[i]; len(list) > 0 {
+		if len(list) > 0 {
 			s.Values[e.key] = list
 		}
 	}

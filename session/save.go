@@ -213,8 +213,8 @@ func (st *Store) divide(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if y.bond != nil {
 		args.set = append(args.set, st.bondField(y.bond, y.name, tok.id))
 	}
-	if x.bind == nil {
-		args.who = "=" + user
+	if user == "" || x.bind == nil {
+		args.who = "=" + x.user
 		if user != "" {
 			args.set = append(args.set, field{name: fieldUser, held: user})
 		}
@@ -262,7 +262,7 @@ func (st *Store) lasts(x *state, opts sessions.Options) (left time.Duration, at 
 	if x.meta.idle <= 0 || x.ttl <= 0 || opts.MaxAge != x.was.MaxAge {
 		return 0, at, false
 	}
-	at = now()
+	at = st.now(x.tok.key)
 	left = x.ttl - at.Sub(x.at)
 	expired, due := st.standing(x.meta, left, at)
 	return left, at, left > 0 && !expired && !due
@@ -388,20 +388,19 @@ func (st *Store) done(s *sessions.Session, x *state, opts sessions.Options, c *c
 		x.sealing = bonded
 	}
 	s.ID = x.tok.id
-	reply.idle = st.idleOf(reply.maxAge)
-	x.took(reply)
+	st.took(x, reply)
 	return opts
 }
 
 // took notes the times that save.lua answered with.
-func (x *state) took(reply saveReply) {
+func (st *Store) took(x *state, reply saveReply) {
 	if x.at = reply.at; x.at.IsZero() {
-		x.at = now()
+		x.at = st.now(x.tok.key)
 	}
 	x.meta.created, x.meta.absolute, x.meta.maxAge, x.ttl = reply.created, reply.absolute, reply.maxAge, reply.ttl
 	if reply.at.IsZero() { // it was prolonged
 		x.meta.seen = max(x.at.UnixMilli()-x.meta.created, 0)
-		x.meta.idle = reply.idle.Milliseconds()
+		x.meta.idle = st.idleOf(reply.maxAge).Milliseconds()
 	}
 }
 

@@ -82,7 +82,7 @@ type saveReply struct {
 	status            int64
 	created, absolute int64 // as in meta
 	maxAge            int64 // as in meta
-	ttl, idle         time.Duration
+	ttl               time.Duration
 	at                time.Time // of ttl; zero: now
 	user              string    // it was bound to until now, where who asked; of replyOthers: it is bound to
 	next              string    // of replySuperseded: the hash of the next key

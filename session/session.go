@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"reflect"
 	"sync"
@@ -74,6 +75,15 @@ func newStore(conn *roundtrip.Conn, rdb redis.UniversalClient, cfg Config, follo
 	st.settings.Store(set)
 	return st
 }
+
+// String describes the store without its keys: it is what fmt's verbs and slog print.
+func (st *Store) String() string { return "session.Store on " + st.cfg.String() }
+
+// GoString is String.
+func (st *Store) GoString() string { return st.String() }
+
+// LogValue is String, for slog.
+func (st *Store) LogValue() slog.Value { return slog.StringValue(st.String()) }
 
 func (st *Store) prefix() string { return st.settings.Load().home.prefix }
 func (st *Store) home() *home    { return &st.settings.Load().home }
@@ -247,3 +257,9 @@ func writeContext(r *http.Request) context.Context {
 }
 
 func now() time.Time { return time.Now() }
+
+// now is the time by the clock of the server that has key: what lives there ends by it.
+func (st *Store) now(key string) time.Time {
+	t, _, _ := st.conn.ServerTime(key)
+	return t
+}

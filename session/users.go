@@ -130,7 +130,8 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 		}
 	}
 	if reply.status != replyDone {
-		if args.mode != modeUpdate && !(args.mode == modeDivide && reply.status == replySuperseded) { // it was entered for nothing
+		_, added := entries(enter)
+		if added && !(args.mode == modeDivide && reply.status == replySuperseded) { // for nothing
 			if refuse {
 				st.leaveIndex(ctx, user, tok.id) // its place is free at once
 			} else {
@@ -140,13 +141,22 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 		return reply, err
 	}
 	st.leftUser(ctx, tok, old, user, reply.user)
-	if n, _ := enter.Int64(); n >= healFrom && n&(n-1) == 0 {
+	if n, _ := entries(enter); n >= healFrom && n&(n-1) == 0 {
 		st.background(func() { _, _ = st.Sessions(ctx, user) }) // which drops what has ended
 	}
-	if count != nil && count.Val() > int64(limit) && (more || reply.user != user) {
+	if count != nil && count.Val() > int64(limit) {
 		entered = cmp.Or(entered, st.endOldest(ctx, user, tok.id))
 	}
 	return reply, cmp.Or(err, entered)
+}
+
+// entries reads the reply of index.lua.
+func entries(cmd *roundtrip.ScriptCmd) (n int64, added bool) {
+	v, _ := cmd.Int64Slice()
+	if len(v) == 2 {
+		return v[0], v[1] == 1
+	}
+	return -1, false
 }
 
 // healFrom is how many entries an index has at least when it is searched for those whose
@@ -162,7 +172,7 @@ func (st *Store) enter(ctx context.Context, user string, cmd func() *roundtrip.S
 		if !onMaster(err) {
 			return err
 		}
-		if n, _ := c.Int64(); n >= 0 {
+		if n, _ := entries(c); n >= 0 {
 			return err
 		}
 		if again {
@@ -213,7 +223,7 @@ func (st *Store) endOldest(ctx context.Context, user, own string) error {
 	if len(over) == 0 {
 		return nil
 	}
-	_, _, err = st.revokeAll(ctx, user, over)
+	_, _, err = st.revokeAll(ctx, user, over, map[string]bool{own: true})
 	if !onMaster(err) {
 		return nil
 	}
@@ -371,7 +381,7 @@ func (st *Store) Revoke(ctx context.Context, user, id string) (bool, error) {
 		return false, nil
 	}
 	ctx = context.WithoutCancel(ctx)
-	n, _, err := st.revokeAll(ctx, user, []string{id})
+	n, _, err := st.revokeAll(ctx, user, []string{id}, nil)
 	return n == 1, err
 }
 
@@ -394,21 +404,21 @@ func (st *Store) RevokeUser(ctx context.Context, user string, except ...string) 
 	ctx = context.WithoutCancel(ctx)
 	n := 0
 	var short error
-	seen := make(map[string]bool)
+	seen, spared := make(map[string]bool), make(map[string]bool)
 	for {
 		more := false // there may be entries that were not seen
 		for from := 0; ; {
 			ids, read, err := st.indexed(ctx, "revoke", user, from)
 			if err == nil {
-				err = st.follow(ctx, except, seen)
+				err = st.follow(ctx, except, spared)
 			}
 			if err != nil {
 				return n, err
 			}
-			ids = slices.DeleteFunc(ids, func(id string) bool { return seen[id] })
+			ids = slices.DeleteFunc(ids, func(id string) bool { return seen[id] || spared[id] })
 			gone := 0
 			for part := range slices.Chunk(ids, chunk) {
-				ended, again, err := st.revokeAll(ctx, user, part)
+				ended, again, err := st.revokeAll(ctx, user, part, spared)
 				n += ended
 				if !onMaster(err) {
 					return n, err
@@ -473,8 +483,8 @@ type ending struct {
 }
 
 // end ends sessions, in one round trip unless one of them has another id by now: then it
-// is looked for under that. Superseded ids are known for longer than this takes.
-func (st *Store) end(ctx context.Context, op string, all []*ending, before ...redis.Cmder) error {
+// is looked for under that, unless that is one of spare. Superseded ids are known for longer than this takes.
+func (st *Store) end(ctx context.Context, op string, all []*ending, spare map[string]bool, before ...redis.Cmder) error {
 	var short error
 	for range maxHops {
 		cmds := before
@@ -502,8 +512,11 @@ func (st *Store) end(ctx context.Context, op string, all []*ending, before ...re
 			case code == 1:
 				e.ended, e.bound = true, text
 			case code == 2 && len(text) == hashLen:
-				e.id = e.id[:tagLen+1] + text
-				moved = append(moved, e)
+				if e.id = e.id[:tagLen+1] + text; spare[e.id] {
+					e.other = true
+				} else {
+					moved = append(moved, e)
+				}
 			case code < 0:
 				e.other = true
 			}
@@ -518,12 +531,12 @@ func (st *Store) end(ctx context.Context, op string, all []*ending, before ...re
 
 // revokeAll ends the sessions with the given ids. again reports that one of them
 // was missing: it may have got a new id, which is in the index by then.
-func (st *Store) revokeAll(ctx context.Context, user string, ids []string) (n int, again bool, err error) {
+func (st *Store) revokeAll(ctx context.Context, user string, ids []string, spare map[string]bool) (n int, again bool, err error) {
 	all := make([]*ending, len(ids))
 	for i, id := range ids {
 		all[i] = &ending{id: id, user: user, index: st.indexKey(user)}
 	}
-	err = st.end(ctx, "revoke", all)
+	err = st.end(ctx, "revoke", all, spare)
 	var ended []any // entries that the scripts have not removed
 	for i, e := range all {
 		switch {
