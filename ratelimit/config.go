@@ -27,15 +27,15 @@ const (
 type FailurePolicy uint8
 
 const (
-	// FailDefault stands for Config.OnUnavailable in a Policy, and for FailOpen
-	// there.
+	// FailDefault stands for Config.OnUnavailable in a Policy, and for Local there.
 	FailDefault FailurePolicy = iota
 	// FailOpen admits, uncounted.
 	FailOpen
 	// FailClosed denies.
 	FailClosed
 	// Local decides by the same algorithm in this process, with a share of the
-	// limit, see Config.Share.
+	// limit, see Config.Share. What it admitted is remembered until it expires, so that
+	// a Redis that comes and goes does not renew the share; Redis is not told of it.
 	Local
 	// LocalThenClosed is Local for Config.LocalFor after Redis went away, and
 	// FailClosed from then on.
@@ -72,7 +72,8 @@ type Config struct {
 	// NoDenialCache asks Redis also about calls that an earlier denial proves to
 	// be denied.
 	NoDenialCache bool
-	// DenialCacheSize bounds the denials kept in process. Zero means
+	// DenialCacheSize bounds the denials kept in process, which take up to 1 kB and
+	// 300 bytes a policy each; keys of more than 1 kB are not kept. Zero means
 	// DefaultDenialCacheSize. The value is rounded up to a power of two; at most
 	// 2^24.
 	DenialCacheSize int
@@ -83,7 +84,7 @@ type Config struct {
 	MaxStale time.Duration
 
 	// OnUnavailable is what policies decide that don't say themselves while Redis
-	// can't be asked. Zero means FailOpen.
+	// can't be asked. Zero means Local.
 	OnUnavailable FailurePolicy
 	// Share is the part of each limit that Local policies admit in this process,
 	// over 0 to 1; 1/n for n processes. At least one unit is admitted. Zero means
@@ -92,8 +93,9 @@ type Config struct {
 	// LocalFor is how long LocalThenClosed admits by itself after Redis went away.
 	// Zero means DefaultLocalFor, negative is an error.
 	LocalFor time.Duration
-	// LocalKeys bounds the keys that Local policies remember. When full, the keys
-	// not seen for longest make room. Zero means DefaultLocalKeys.
+	// LocalKeys bounds the keys that Local policies remember, as digests. When full,
+	// the keys not seen for longest make room, and so they do when all take more than
+	// 1 kB a key: 64 MiB by default. Zero means DefaultLocalKeys.
 	LocalKeys int
 
 	// Hooks are told what happens.
@@ -134,7 +136,7 @@ func (c *Config) check() (errs []error) {
 	if c.OnUnavailable > LocalThenClosed {
 		bad("OnUnavailable %d is unknown", c.OnUnavailable)
 	} else if c.OnUnavailable == FailDefault {
-		c.OnUnavailable = FailOpen
+		c.OnUnavailable = Local
 	}
 	if !(c.Share >= 0 && c.Share <= 1) {
 		bad("Share %v is outside 0 to 1", c.Share)

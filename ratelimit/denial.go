@@ -2,6 +2,8 @@ package ratelimit
 
 import (
 	"math/bits"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -23,7 +25,7 @@ type denials struct {
 
 const (
 	slotsPerBucket = 8
-	maxCachedKey   = 1024 // bytes; longer keys are not kept, to bound memory
+	maxCachedKey   = 1024 // bytes; longer keys are not kept, to bound memory to some 2 kB a denial
 	refreshAfter   = time.Second
 )
 
@@ -206,7 +208,12 @@ func (d *denials) certify(key string, set *policySet, cost int64, r *Result, s *
 	if r.Banned {
 		cost = 0
 	}
-	return &certificate{key: key, set: set.id, cost: cost, until: until, landed: landed, result: *r, subject: s, totals: totals}
+	// Copies: a key may be a piece of a request's body, and what s and r point to is a
+	// piece of what a whole flight took.
+	c := &certificate{key: strings.Clone(key), set: set.id, cost: cost, until: until, landed: landed, result: *r, totals: totals}
+	c.result.Policies = slices.Clone(r.Policies)
+	c.subject = &subject{set: s.set, now: s.now, banned: s.banned, snaps: slices.Clone(s.snaps)}
+	return c
 }
 
 // derive returns a certificate for a larger cost than c denies, or nil if only

@@ -110,8 +110,8 @@
 //
 // Each call returns within [Config.Timeout], and at once after repeated failures.
 // What it decides is up to each policy, see [FailurePolicy]: a single [FailClosed]
-// denies, [Local] ones decide by a share of the limit in this process, [FailOpen]
-// admits. [Result.Source] says who decided, [Result.Err] why. The error beside a
+// denies, [Local] ones, as all are by default, decide by a share of the limit in this
+// process, [FailOpen] admits. [Result.Source] says who decided, [Result.Err] why. The error beside a
 // Result is for misuse, for data in Redis that is not a limiter's, and for contexts
 // that ended.
 //

@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/redistest"
 	"github.com/redporch/redporch/internal/roundtrip"
 )
 
@@ -21,7 +24,7 @@ func heap() uint64 {
 func TestMillionKeysAreBounded(t *testing.T) {
 	before := heap()
 	d := newDenials(DefaultDenialCacheSize, -1)
-	l := newLocal(0.5, 20_000)
+	l := newLocal(20_000)
 	p := FixedWindow("p", 4, time.Hour)
 	c := &core{cfg: Config{Share: 0.5}}
 	set, err := c.newSet([]Policy{p.OnUnavailable(Local)})
@@ -154,4 +157,65 @@ func TestKeysDependOnTheSecret(t *testing.T) {
 	if got := newKeys("p:", nil, true).base("user:é{1}"); got != "p:{user:%C3%A9%7B1%7D}" {
 		t.Errorf("plain key = %q", got)
 	}
+}
+
+// What a client sends as a key takes no more memory than the options say, however long
+// it is, and a key that is a piece of a long text does not keep the text.
+func TestLongKeysAreNotKept(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		l, err := New(rdb, Config{Timeout: time.Minute}, SlidingLog("p", 4, time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const keys, length = 30, 1 << 18
+		long := func(i int) string { return fmt.Sprintf("%04d", i) + strings.Repeat("k", length) }
+		ask := func(key string) {
+			for range 6 { // the last are denied
+				if r, err := l.Allow(t.Context(), key); err != nil || r.Source != SourceRedis && r.Source != SourceDenied {
+					t.Fatalf("Allow = %+v, %v", r, err)
+				}
+			}
+			if r := l.local.decide(key, l.set, 1, nil); !r.Allowed {
+				t.Fatalf("in process: %+v; want it admitted", r)
+			}
+		}
+		ask("warm")
+		before := heap()
+		for i := range keys {
+			ask(long(i))
+			ask(long(i)[:8] + fmt.Sprint(i))
+			ask(long(i)[:9])
+		}
+		if grown := int64(heap()) - int64(before); grown > keys*length/10 {
+			t.Errorf("%d keys of %d bytes and pieces of them: %d bytes stay in use; want few", keys, length, grown)
+		}
+		runtime.KeepAlive(l)
+	})
+}
+
+// Logs in process take as much memory as LocalKeys says, whatever is admitted.
+func TestLocalBytesAreBounded(t *testing.T) {
+	const keys = 1600
+	l := newLocal(keys)
+	c := &core{cfg: Config{Share: 1}}
+	set, err := c.newSet([]Policy{SlidingLog("p", 1e9, time.Hour).OnUnavailable(Local)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := heap()
+	for i := range keys {
+		for range 200 {
+			if r := l.decide(fmt.Sprint(i), set, 1, nil); !r.Allowed {
+				t.Fatalf("%+v; want it admitted", r)
+			}
+		}
+	}
+	kept := 0
+	for i := range l.shards {
+		kept += len(l.shards[i].keys)
+	}
+	if grown := int64(heap()) - int64(before); grown > keys*localKeyBytes || kept < keys/8 {
+		t.Errorf("%d keys, %d kept: %d bytes; want at most %d", keys, kept, grown, keys*localKeyBytes)
+	}
+	runtime.KeepAlive(l)
 }

@@ -1,40 +1,50 @@
 package ratelimit
 
 import (
-	"hash/maphash"
+	"crypto/sha256"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
 
 // local decides in this process while Redis can't be asked: the same algorithms
 // on states in memory, with a share of each limit. All policies of a key are in
-// one shard, so they too are taken together or not at all.
+// one shard, so they too are taken together or not at all. What was admitted is
+// remembered until it expires, whatever Redis does in between: a Redis that comes and
+// goes does not renew the share.
 type local struct {
-	share  float64
-	seed   maphash.Seed
 	shards [16]localShard
 }
 
+// localID is a digest of a key: who sends long keys must not fill the memory.
+type localID [16]byte
+
 type localShard struct {
 	mu    sync.Mutex
-	limit int
-	keys  map[string]*localKey
+	limit int // keys
+	size  int // bytes, about; at most limit times localKeyBytes
+	keys  map[localID]*localKey
 	// ends of the list of keys, by when they were last seen
 	newest, oldest *localKey
 }
 
 type localKey struct {
-	key          string
+	id           localID
 	newer, older *localKey
+	size         int
 	states       map[string]*localState // by the policy's suffix
-
-	// What Redis last said, from which states start.
-	subject *subject
-	totals  []int64
-	landed  time.Duration
 }
+
+// localKeyBytes bounds what a key takes on average, map and list included; one with few
+// policies takes less than half. localStateBytes and localUnitBytes are what its parts take.
+const (
+	localKeyBytes   = 1024
+	localEmptyBytes = 256
+	localStateBytes = 160
+	localUnitBytes  = 32
+)
 
 // localState is what a policy holds of a key.
 type localState struct {
@@ -45,29 +55,27 @@ type localState struct {
 }
 
 type localUnits struct {
-	at     int64 // µs
+	at     int64 // µs; of a log: when the last of them were taken
+	from   int64 // of a log: when the first were
 	n      int64
 	ticket *localTicket // of a lease
 }
 
-// maxLocalUnits bounds a log in memory. Beyond it calls share entries, and end
-// later than they had to.
-const maxLocalUnits = 10_000
+// maxLocalUnits bounds a log in memory, to twice as much. Beyond it calls share entries,
+// and end later than they had to, by a part in maxLocalUnits of the window at most.
+const maxLocalUnits = 64
 
-func newLocal(share float64, keys int) *local {
-	l := &local{share: share, seed: maphash.MakeSeed()}
+func newLocal(keys int) *local {
+	l := new(local)
 	for i := range l.shards {
 		l.shards[i].limit = max(1, keys/len(l.shards))
-		l.shards[i].keys = make(map[string]*localKey)
+		l.shards[i].keys = make(map[localID]*localKey)
 	}
 	return l
 }
 
 // scale returns n's share, at least 1.
 func scale(n int64, share float64) int64 { return max(1, int64(math.Floor(float64(n)*share))) }
-
-// scaleUp returns n's share, rounded up.
-func scaleUp(n int64, share float64) int64 { return int64(math.Ceil(float64(n) * share)) }
 
 // localPolicy returns the policy that a process keeps by itself, which may be one that
 // New would refuse.
@@ -85,6 +93,7 @@ func localPolicy(p Policy, share float64) Policy {
 		longer := min(1000/rate, float64(maxWindow.Microseconds())/us)
 		us, rate = us*longer, rate*longer
 	}
+	rate = min(rate, float64(p.burst)*us) // more is lost, and refused
 	p.limit = max(1, int64(rate))
 	for k := int64(1); ; k *= 10 {
 		p.window = time.Duration((int64(us)+k-1)/k*k) * time.Microsecond
@@ -97,17 +106,20 @@ func localPolicy(p Policy, share float64) Policy {
 	}
 }
 
-func (l *local) shard(key string) *localShard {
-	return &l.shards[maphash.String(l.seed, key)%uint64(len(l.shards))]
+func (l *local) shard(key string) (*localShard, localID) {
+	sum := sha256.Sum256([]byte(key))
+	id := localID(sum[:])
+	return &l.shards[sum[31]%uint8(len(l.shards))], id
 }
 
-// touch returns the entry of key and makes it the newest. s.mu must be held.
-func (s *localShard) touch(key string) *localKey {
-	k := s.keys[key]
+// touch returns the entry of id and makes it the newest. s.mu must be held.
+func (s *localShard) touch(id localID) *localKey {
+	k := s.keys[id]
 	switch {
 	case k == nil:
-		k = &localKey{key: key}
-		s.keys[key] = k
+		k = &localKey{id: id, size: localEmptyBytes}
+		s.size += k.size
+		s.keys[id] = k
 	case k == s.newest:
 		return k
 	default:
@@ -121,11 +133,28 @@ func (s *localShard) touch(key string) *localKey {
 	if s.oldest == nil {
 		s.oldest = k
 	}
-	if len(s.keys) > s.limit {
-		delete(s.keys, s.oldest.key)
+	s.shrink()
+	return k
+}
+
+// shrink forgets the keys that were not seen for longest, until the bounds are kept.
+func (s *localShard) shrink() {
+	for s.oldest != s.newest && (len(s.keys) > s.limit || s.size > s.limit*localKeyBytes) {
+		delete(s.keys, s.oldest.id)
+		s.size -= s.oldest.size
 		s.unlink(s.oldest)
 	}
-	return k
+}
+
+// measure notes how much k takes by now.
+func (s *localShard) measure(k *localKey) {
+	size := localEmptyBytes
+	for _, st := range k.states {
+		size += localStateBytes + localUnitBytes*cap(st.units)
+	}
+	s.size += size - k.size
+	k.size = size
+	s.shrink()
 }
 
 func (s *localShard) unlink(k *localKey) {
@@ -142,22 +171,13 @@ func (s *localShard) unlink(k *localKey) {
 	k.newer, k.older = nil, nil
 }
 
-// note keeps what Redis said about key, for a warm start.
-func (l *local) note(key string, sub *subject, totals []int64, landed time.Duration) {
-	s := l.shard(key)
-	s.mu.Lock()
-	k := s.touch(key)
-	k.subject, k.totals, k.landed = sub, totals, landed
-	k.states = nil
-	s.mu.Unlock()
-}
-
 // clear forgets key.
 func (l *local) clear(key string) {
-	s := l.shard(key)
+	s, id := l.shard(key)
 	s.mu.Lock()
-	if k := s.keys[key]; k != nil {
-		delete(s.keys, key)
+	if k := s.keys[id]; k != nil {
+		delete(s.keys, id)
+		s.size -= k.size
 		s.unlink(k)
 	}
 	s.mu.Unlock()
@@ -170,15 +190,16 @@ func micros(since time.Duration) int64 { return base.UnixMicro() + since.Microse
 // a local one.
 func (l *local) decide(key string, set *policySet, cost int64, reserve *Reservation) Result {
 	now := micros(time.Since(base))
-	s := l.shard(key)
+	s, id := l.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := s.touch(key)
+	k := s.touch(id)
+	defer s.measure(k)
 	sub := &subject{set: set.local, now: now, runs: []run{{cost: cost, calls: 1}}}
 	states := make([]*localState, len(set.local.policies))
 	for i := range set.local.policies {
 		p := &set.local.policies[i]
-		states[i] = k.state(p, set, l.share)
+		states[i] = k.state(p)
 		sub.snaps = append(sub.snaps, states[i].at(p, now))
 	}
 	np := len(states)
@@ -208,49 +229,15 @@ func (l *local) decide(key string, set *policySet, cost int64, reserve *Reservat
 	return sub.result(r, 0, nil)
 }
 
-// state returns the state of p, made from what Redis last said if it is new.
-func (k *localKey) state(p *compiled, set *policySet, share float64) *localState {
-	if st := k.states[p.suffix]; st != nil {
-		return st
-	}
-	st := &localState{win: p.win, tick: p.tickUS}
-	if k.states == nil {
-		k.states = make(map[string]*localState)
-	}
-	k.states[p.suffix] = st
-	if k.subject == nil {
-		return st
-	}
-	from := k.subject
-	// The server's clock and ours may differ.
-	shift := micros(k.landed) - from.now
-	for i := range from.snaps {
-		was := &from.set.policies[i]
-		if was.suffix != p.suffix {
-			continue
+// state returns the state of p.
+func (k *localKey) state(p *compiled) *localState {
+	st := k.states[p.suffix]
+	if st == nil {
+		st = &localState{win: p.win, tick: p.tickUS}
+		if k.states == nil {
+			k.states = make(map[string]*localState, 1)
 		}
-		s, total := from.snaps[i], k.totals[i]
-		switch p.algo {
-		case fixedWindow:
-			st.snap = snap{x: s.x + shift, y: scaleUp(s.y+total, share)}
-			if p.offset != anchored {
-				st.snap.x = s.x
-			}
-		case slidingWindow:
-			st.snap = snap{x: s.x, y: scaleUp(s.y, share), z: scaleUp(s.z+total, share)}
-			st.win = was.win
-		case tokenBucket:
-			used := scaleUp(ceilDiv(s.y, was.wt)+total, share)
-			st.snap = snap{x: (s.x*was.tickUS + shift) / p.tickUS, y: min(used, p.burst) * p.wt}
-		case slidingLog:
-			if used := scaleUp(s.x+total, share); used > 0 {
-				st.units = []localUnits{{at: max(s.z, from.now) + shift, n: used}}
-			}
-		case concurrency:
-			if used := scaleUp(s.x+total, share); used > 0 {
-				st.units = []localUnits{{at: max(s.z, from.now+was.win) + shift, n: used}}
-			}
-		}
+		k.states[strings.Clone(p.suffix)] = st
 	}
 	return st
 }
@@ -348,12 +335,12 @@ func (st *localState) take(p *compiled, v snap, n, now int64, ticket *localTicke
 	case slidingWindow:
 		st.snap.z += n
 	case slidingLog:
-		if last := len(st.units) - 1; last+1 >= maxLocalUnits {
+		if last := len(st.units) - 1; last+1 >= maxLocalUnits && now-st.units[last].from < p.win/maxLocalUnits {
 			st.units[last].at = v.logTime(now)
 			st.units[last].n += n
 			return
 		}
-		st.units = append(st.units, localUnits{at: v.logTime(now), n: n})
+		st.units = append(st.units, localUnits{at: v.logTime(now), from: now, n: n})
 	case concurrency:
 		u := localUnits{at: now + p.win, n: n, ticket: ticket}
 		i, _ := slices.BinarySearchFunc(st.units, u.at+1, func(a localUnits, at int64) int { return int(max(-1, min(1, a.at-at))) })
@@ -402,7 +389,7 @@ func (t *localTicket) settle(n int64) {
 			st.snap.y = max(0, st.snap.y-max(0, back*k.policy.wt-drained))
 		case slidingLog:
 			for j := len(st.units) - 1; j >= 0 && back > 0 && st.units[j].at >= k.at; j-- {
-				if st.units[j].at == k.at || j == len(st.units)-1 && len(st.units) >= maxLocalUnits {
+				if st.units[j].at == k.at {
 					d := min(back, st.units[j].n)
 					st.units[j].n -= d
 					back -= d

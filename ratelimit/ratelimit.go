@@ -77,7 +77,7 @@ func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, e
 		return nil, errors.Join(errs...)
 	}
 	c := &core{cfg: cfg, conn: conn, keys: newKeys(cfg.Prefix, cfg.Secret, cfg.PlainKeys), lookEvery: lookEvery, apartFor: apartFor}
-	c.local = newLocal(cfg.Share, cfg.LocalKeys)
+	c.local = newLocal(cfg.LocalKeys)
 	if !cfg.NoDenialCache {
 		c.denied = newDenials(cfg.DenialCacheSize, cfg.MaxStale)
 	}
@@ -264,9 +264,6 @@ func (l *Limiter) decide(ctx context.Context, key string, cost int64, reserve *R
 	if reserve != nil && res.Allowed {
 		reserve.lease = lease
 		reserve.taken(s, r, n)
-	}
-	if l.set.local != nil && !res.Banned {
-		l.local.note(key, s, r.totals(n), time.Since(base))
 	}
 	if b != nil {
 		l.learn(b, epoch, key, cost, &res, s, r, n, sent)

@@ -50,7 +50,7 @@ func TestFailurePolicies(t *testing.T) {
 	}
 	breakIt(proxy)
 	for name, want := range map[string]ratelimit.Source{
-		"default": ratelimit.SourceFailOpen, "open": ratelimit.SourceFailOpen, "closed": ratelimit.SourceFailClosed,
+		"open": ratelimit.SourceFailOpen, "closed": ratelimit.SourceFailClosed,
 		"one closed": ratelimit.SourceFailClosed, "shadow": ratelimit.SourceFailOpen,
 	} {
 		r, err := limiters[name].Allow(t.Context(), "k")
@@ -59,7 +59,7 @@ func TestFailurePolicies(t *testing.T) {
 			t.Errorf("%s: Allow = %+v, %v; want source %v", name, r, err, want)
 		}
 	}
-	for _, name := range []string{"local", "thenClosed"} {
+	for _, name := range []string{"default", "local", "thenClosed"} {
 		for i := range 3 {
 			r, err := limiters[name].Allow(t.Context(), "k")
 			if err != nil || r.Source != ratelimit.SourceLocal || r.Allowed != (i < 2) || r.Limit != 2 || !errors.Is(r.Err, ratelimit.ErrUnavailable) {
@@ -87,8 +87,7 @@ func TestFailurePolicies(t *testing.T) {
 	})
 }
 
-// All algorithms keep their limits in process, start from what Redis last said,
-// and give back.
+// All algorithms keep their limits in process, through several outages, and give back.
 func TestLocal(t *testing.T) {
 	for name, p := range five(8) {
 		t.Run(name, func(t *testing.T) {
@@ -98,9 +97,18 @@ func TestLocal(t *testing.T) {
 				t.Fatalf("AllowN(5) = %+v, %v; want allowed by Redis", r, err)
 			}
 			breakIt(proxy)
-			// 5 of 8 used is 3 of 4, rounded up.
-			if r, err := l.Peek(t.Context(), "warm"); err != nil || r.Source != ratelimit.SourceLocal || r.Remaining != 1 || r.Limit != 4 {
-				t.Errorf("Peek of a key that Redis saw = %+v, %v; want 1 of 4 remaining", r, err)
+			if r, err := l.AllowN(t.Context(), "warm", 3); err != nil || !r.Allowed || r.Source != ratelimit.SourceLocal || r.Remaining != 1 || r.Limit != 4 {
+				t.Errorf("AllowN(3) of a key that Redis saw = %+v, %v; want 1 of 4 remaining", r, err)
+			}
+			// A Redis that comes and goes does not renew the share.
+			proxy.Accept(t)
+			waitFor(t, "recovery", func() bool {
+				r, err := l.Peek(t.Context(), "warm")
+				return err == nil && r.Source == ratelimit.SourceRedis
+			})
+			breakIt(proxy)
+			if r, err := l.Peek(t.Context(), "warm"); err != nil || r.Source != ratelimit.SourceLocal || r.Remaining != 1 {
+				t.Errorf("Peek in a second outage = %+v, %v; want 1 of 4 remaining", r, err)
 			}
 			res, err := l.Reserve(t.Context(), "cold", 3)
 			if err != nil || !res.Allowed || res.Remaining != 1 {
@@ -195,7 +203,7 @@ func TestPausedServer(t *testing.T) {
 			}
 			panic("a hook that panics harms nobody")
 		}},
-	}, ratelimit.SlidingLog("p", 1000, time.Minute))
+	}, ratelimit.SlidingLog("p", 1000, time.Minute).OnUnavailable(ratelimit.FailOpen))
 	waitFor(t, "answer", func() bool {
 		r, err := l.Allow(t.Context(), "k")
 		return err == nil && r.Source == ratelimit.SourceRedis
