@@ -163,17 +163,17 @@ func (l *Limiter) askAlone(ctx context.Context, key string, cost int64, reserve 
 
 // refundApart is refund, policy by policy.
 func (l *Limiter) refundApart(ctx context.Context, key string, set *policySet, args []any) (err error) {
-	if taken, ok := args[1].(int64); ok {
-		cmd := redis.NewStringCmd(ctx, "get", l.keys.base(key)+resetSuffix)
-		if err = l.conn.Do(ctx, "refund", cmd); err != nil && !errors.Is(err, redis.Nil) {
-			return err
-		}
-		if forgotten, _ := cmd.Int64(); forgotten >= taken {
-			return nil
-		}
-		err = nil
-	}
 	for i, k := range l.stateKeys(key, set) {
+		if taken, ok := args[1].(int64); ok && set.policies[i].algo != concurrency {
+			cmd := redis.NewStringCmd(ctx, "get", k+resetSuffix)
+			if e := l.conn.Do(ctx, "refund", cmd); e != nil && !errors.Is(e, redis.Nil) {
+				err = errors.Join(err, e)
+				continue
+			}
+			if forgotten, _ := cmd.Int64(); forgotten >= taken {
+				continue
+			}
+		}
 		one := append([]any{1, args[1]}, args[2+refundEach*i:2+refundEach*(i+1)]...)
 		_, e := l.conn.Run(ctx, "refund", refundScript.Cmd(ctx, []string{k}, one...).Once())
 		err = errors.Join(err, e)

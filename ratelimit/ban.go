@@ -128,22 +128,21 @@ func (l *Limiter) Unban(ctx context.Context, key string) error {
 // [Config.MaxStale] more. The error is non-nil if Redis could not be asked.
 func (l *Limiter) Reset(ctx context.Context, key string) error {
 	ctx = context.WithoutCancel(ctx)
-	keys := append([]string{l.keys.base(key) + resetSuffix}, l.stateKeys(key, l.set)...)
-	for i := range l.set.policies {
-		if l.set.policies[i].algo == tokenBucket {
-			keys = append(keys, keys[1+i]+backSuffix)
-		}
-	}
-	life := l.set.resetFor().Milliseconds()
-	_, err := l.conn.Run(ctx, "reset", resetScript.Cmd(ctx, keys, life))
+	keys := refundKeys(l.keys.base(key), l.set)
+	np, life := len(l.set.policies), l.set.resetFor().Milliseconds()
+	_, err := l.conn.Run(ctx, "reset", resetScript.Cmd(ctx, keys, np, life))
 	if redis.IsTryAgainError(err) { // the slot moves, see apart.go
 		now, e := l.conn.Run(ctx, "reset", bannedScript.Cmd(ctx, []string{l.keys.base(key)}))
 		if err = e; err == nil {
 			at, _ := now.Int64Slice()
-			err = l.conn.Do(ctx, "reset", redis.NewStatusCmd(ctx, "set", keys[0], at[0], "px", life))
+			for _, k := range keys[np : 2*np] {
+				err = cmp.Or(err, l.conn.Do(ctx, "reset", redis.NewStatusCmd(ctx, "set", k, at[0], "px", life)))
+			}
 		}
-		for _, k := range keys[1:] {
-			err = cmp.Or(err, l.conn.Do(ctx, "reset", redis.NewIntCmd(ctx, "unlink", k)))
+		for i, k := range keys {
+			if i < np || i >= 2*np {
+				err = cmp.Or(err, l.conn.Do(ctx, "reset", redis.NewIntCmd(ctx, "unlink", k)))
+			}
 		}
 	}
 	l.forget(key)
@@ -151,7 +150,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	return err
 }
 
-// resetSuffix ends the name of the key that says when a subject was last reset.
+// resetSuffix ends the name of the key that says when a policy was last reset.
 const resetSuffix = ":reset"
 
 // resetFor is how long reservations of the set may hold what still counts.

@@ -30,9 +30,9 @@
 // # Keys in Redis
 //
 //	prefix{h}          string  end of a ban
-//	prefix{h}:reset    string  when the subject was last reset
 //	prefix{h}:f:name   string  FixedWindow    start:used:window
 //	prefix{h}:b:name   string  TokenBucket    level:since:periodxtick:entered, or the same in binary
+//	…:name:reset       string  when the policy was last reset
 //	…:b:name:back      string  TokenBucket    what was given back behind others
 //	prefix{h}:c:name   string  SlidingWindow  start:previous:current:window
 //	prefix{h}:l:name   zset    SlidingLog     time → units so far:units of this call
@@ -86,7 +86,7 @@
 // Refund gives back the units taken last, whoever took them; of a token bucket those
 // that would drain next. A window that is empty
 // then is as good as new: the next unit starts it. After a Reset nothing is given back
-// of what was taken before it.
+// of what was taken before it from the policies that were reset.
 //
 // # Round trips
 //

@@ -64,7 +64,7 @@ func (w *world) eachState(fn func(key string, p Policy)) {
 	w.must(err)
 	for _, k := range keys {
 		_, rest, _ := strings.Cut(k, "}:")
-		if rest != "" && !strings.HasSuffix(rest, backSuffix) {
+		if rest != "" && !strings.HasSuffix(rest, backSuffix) && !strings.HasSuffix(rest, resetSuffix) {
 			fn(k, Policy{algo: algorithm(rest[0])})
 		}
 	}

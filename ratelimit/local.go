@@ -41,8 +41,8 @@ type localKey struct {
 // policies takes less than half. localStateBytes and localUnitBytes are what its parts take.
 const (
 	localKeyBytes   = 1024
-	localEmptyBytes = 256
-	localStateBytes = 160
+	localEmptyBytes = 320
+	localStateBytes = 320
 	localUnitBytes  = 32
 )
 

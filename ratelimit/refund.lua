@@ -1,6 +1,6 @@
 -- refund.lua: give back units of one subject, or end its leases.
 --
--- KEYS[i]  state key of policy i, as in decide.lua; then that of reset.lua; then one for each token bucket
+-- KEYS[i]  state key of policy i, as in decide.lua; then one of reset.lua for each; then one for each token bucket
 -- KEYS[n]  string  what was given back behind others in a bucket: " entered:units" for each, the latest 32
 -- ARGV[1]  int     policies
 -- ARGV[2]  int     when the units were taken, microseconds; '' for the latest units
@@ -9,7 +9,7 @@
 --          mark says when the units were taken: f, c start of the window, microseconds; l score of the
 --          entry; b level just after, with mark2 the time of that, in ticks, and mark3 what had entered
 --          by then; '' for the latest units, of b those that would drain next
--- Returns  1; 0 if all was forgotten since
+-- Returns  1
 -- Writes   KEYS[i]; never less than nothing used, never in a later window
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -18,18 +18,20 @@ local many = 1000
 local exact = 9007199254740991
 local lib = rawget(_G, 'struct') -- not every server has it
 local taken = tonumber(ARGV[2])
-local side = tonumber(ARGV[1]) + 1
-if taken and KEYS[side] then
-  local forgotten = tonumber(redis.call('GET', KEYS[side]) or '')
-  if forgotten and forgotten >= taken then return 0 end
-end
+local np = tonumber(ARGV[1])
+local side = 2 * np
 local a = 3
-for i = 1, tonumber(ARGV[1]) do
+for i = 1, np do
   local key, al = KEYS[i], ARGV[a]
   local limit, w, sig, k = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), ARGV[a + 2], tonumber(ARGV[a + 4])
   local n, mark, mark2, mark3 = tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7]), tonumber(ARGV[a + 8]), tonumber(ARGV[a + 9])
   local lease = ARGV[a + 7]
   a = a + 10
+  if al == 'b' then side = side + 1 end
+  if taken and al ~= 'n' and KEYS[np + i] then
+    local forgotten = tonumber(redis.call('GET', KEYS[np + i]) or '')
+    if forgotten and forgotten >= taken then n = 0 end
+  end
   if n <= 0 then
     n = 0
   elseif al == 'f' then
@@ -70,7 +72,6 @@ for i = 1, tonumber(ARGV[1]) do
       end
     end
   elseif al == 'b' then
-    side = side + 1
     local v = redis.call('GET', key) or '?'
     --> tokenbucket.lua
     if l and (not mark or g == w and gk == k) then

@@ -252,13 +252,14 @@ func (l *Limiter) refundArgs(n int64) []any {
 // token bucket.
 const backSuffix = ":back"
 
-// refundKeys returns the keys of refund.lua.
+// refundKeys returns the keys of refund.lua, which are those of reset.lua as well.
 func refundKeys(base string, set *policySet) []string {
-	keys := make([]string, 0, 1+2*len(set.policies))
-	for i := range set.policies {
-		keys = append(keys, base+set.policies[i].suffix)
+	keys := make([]string, 0, 3*len(set.policies))
+	for _, end := range []string{"", resetSuffix} {
+		for i := range set.policies {
+			keys = append(keys, base+set.policies[i].suffix+end)
+		}
 	}
-	keys = append(keys, base+resetSuffix)
 	for i := range set.policies {
 		if p := &set.policies[i]; p.algo == tokenBucket {
 			keys = append(keys, base+p.suffix+backSuffix)

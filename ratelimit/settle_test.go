@@ -117,6 +117,28 @@ func TestCancelAfterReset(t *testing.T) {
 	})
 }
 
+// A Reset of one policy leaves reservations what they have of the others.
+func TestResetOfOnePolicy(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		a, b, n := FixedWindow("a", 10, time.Hour), TokenBucket("b", 1, time.Hour, 10), Concurrency("n", 10, time.Hour)
+		all, one := newAt(t, rdb, Config{NoDenialCache: true}, a, b, n), newAt(t, rdb, Config{NoDenialCache: true}, b)
+		r := reserved(t, all, 4)
+		if err := one.Reset(t.Context(), "k"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := one.AllowN(t.Context(), "k", 3); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Cancel(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		got, err := all.Peek(t.Context(), "k")
+		if err != nil || got.Policies[0].Remaining != 10 || got.Policies[1].Remaining != 7 || got.Policies[2].Remaining != 10 {
+			t.Errorf("after a Reset of the second policy and a Cancel: %+v, %v; want 10, 7 and 10 left", got.Policies, err)
+		}
+	})
+}
+
 // Whatever is done, no key is left without a TTL, and none ends before what it holds
 // does and a second more.
 func TestAllKeysEnd(t *testing.T) {
