@@ -2,34 +2,39 @@ package conventions
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 )
 
 // mayImport says which packages of this module each may import. A package's
-// tests may import the same, and redistest.
+// tests may import the same, and testPackages.
 var mayImport = map[string][]string{
-	"internal/roundtrip":   nil,
-	"internal/redistest":   nil,
-	"internal/conventions": nil,
-	"session":              {"internal/roundtrip"},
-	"ratelimit":            {"internal/roundtrip"},
-	"cacheaside":           {"internal/roundtrip"},
-	"middleware":           {"session", "ratelimit", "cacheaside"},
-	"docs":                 {"middleware", "ratelimit"},                          // tests of the pages; the figures
-	"examples":             {"session", "ratelimit", "cacheaside", "middleware"}, // what a user may import
+	"internal/roundtrip":    nil,
+	"internal/redistest":    nil,
+	"internal/conventions":  nil,
+	"internal/sessionmodel": {"session"},
+	"session":               {"internal/roundtrip"},
+	"ratelimit":             {"internal/roundtrip"},
+	"cacheaside":            {"internal/roundtrip"},
+	"middleware":            {"session", "ratelimit", "cacheaside"},
+	"docs":                  {"middleware", "ratelimit"},                          // tests of the pages; the figures
+	"examples":              {"session", "ratelimit", "cacheaside", "middleware"}, // what a user may import
 }
 
 // forTests are imports that only tests may have, and the packages that may have
 // them all the same: redistest is for tests, the examples run without a Redis of
 // the reader's, and the figures of docs are runs whose clock is driven.
 var forTests = map[string][]string{
-	"testing":                           {"internal/redistest"},
+	"testing":                           {"internal/redistest", "internal/sessionmodel"},
 	"github.com/alicebob/miniredis/v2":  {"internal/redistest", "docs", "examples"},
 	"go.uber.org/goleak":                nil,
 	"github.com/anishathalye/porcupine": nil,
 }
+
+// testPackages are for _test.go files.
+var testPackages = []string{"internal/redistest", "internal/sessionmodel"}
 
 // withoutHTTP are the packages that decide and leave it to others to translate.
 var withoutHTTP = []string{"ratelimit", "cacheaside", "internal/roundtrip"}
@@ -50,9 +55,9 @@ func arrows(t *tree) (complaints []string) {
 			if local, ok := strings.CutPrefix(imported, t.module+"/"); ok {
 				switch to := owner(local); {
 				case to == pkg:
-				case to == "internal/redistest":
+				case slices.Contains(testPackages, to):
 					if !f.test {
-						complain("redistest is for _test.go files")
+						complain(path.Base(to) + " is for _test.go files")
 					}
 				case !known:
 					complain("this package has no arrows yet; add it to mayImport")
