@@ -142,13 +142,15 @@ func ExampleRateLimit() {
 	failures, _ := api.With(ratelimit.FixedWindow("login", 3, 15*time.Minute))
 
 	login := middleware.RateLimit(failures, middleware.Join(middleware.Fixed("login"), middleware.ClientIP()), middleware.RateLimitConfig{
-		RefundIf: func(status int) bool { return status < 400 },
+		RefundIf: func(o middleware.Outcome) bool { return o.Said == "signed in" },
 	})
 	mux := http.NewServeMux()
 	mux.Handle("/login", login(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.FormValue("password") != "correct" {
 			http.Error(w, "wrong password", http.StatusUnauthorized)
+			return
 		}
+		middleware.SetOutcome(r, "signed in")
 	})))
 	h := middleware.RateLimit(api, middleware.ClientIP(), middleware.RateLimitConfig{Headers: middleware.Draft11 | middleware.XRateLimit})(mux)
 

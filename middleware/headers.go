@@ -53,15 +53,15 @@ type quota struct {
 	name      string
 	limit     int64
 	remaining int64
-	window    int64 // seconds; 0: shorter than a second, not told
-	next      int64 // seconds until remaining grows; -1: not told
-	reset     int64 // seconds until nothing is used, or of a denial until it would be admitted
+	window    int64  // seconds, rounded up; 0: there is none
+	unit      string // quota unit; empty: requests
+	next      int64  // seconds until remaining grows; -1: not told
+	reset     int64  // seconds until nothing is used, or of a denial until it would be admitted
 }
 
 // fieldWriter writes the fields of one limiter.
 type fieldWriter struct {
 	dialect Dialect
-	unit    string // quota unit; empty: requests
 }
 
 // write adds the fields for quotas, of which the one at index tightest is the
@@ -134,9 +134,9 @@ func (f fieldWriter) appendPolicy(b []byte, q quota, partition []byte) []byte {
 	b = append(b, sfString(q.name)...)
 	b = append(b, ";q="...)
 	b = appendInt(b, q.limit)
-	if f.unit != "" {
+	if q.unit != "" {
 		b = append(b, ";qu="...)
-		b = append(b, sfString(f.unit)...)
+		b = append(b, sfString(q.unit)...)
 	}
 	if q.window > 0 {
 		b = append(b, ";w="...)

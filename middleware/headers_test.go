@@ -143,7 +143,10 @@ func TestHeaderDialects(t *testing.T) {
 			if ex.partition != "" {
 				partition = []byte(ex.partition)
 			}
-			fieldWriter{dialect: ex.dialect, unit: ex.unit}.write(h, ex.quotas, ex.tightest, partition, time.Unix(1700000000, 0))
+			for i := range ex.quotas {
+				ex.quotas[i].unit = ex.unit
+			}
+			fieldWriter{dialect: ex.dialect}.write(h, ex.quotas, ex.tightest, partition, time.Unix(1700000000, 0))
 			for name, want := range ex.want {
 				got := h.Get(name)
 				// The drafts write lists with and without a space after the comma.

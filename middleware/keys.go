@@ -15,7 +15,9 @@ import (
 //
 // Keys of the functions below begin with their kind ("ip:", "user:"), so that a
 // user named 192.0.2.1 is not a client at 192.0.2.1. The limiter hashes keys
-// before they reach Redis.
+// before they reach Redis. In place of a key of more than 256 bytes its SHA-256 is used.
+// What reads a body for its key, such as http.Request.FormValue, stands inside of
+// http.MaxBytesHandler: FormValue takes up to 10 MB otherwise.
 type KeyFunc func(r *http.Request) string
 
 // ClientIP limits by client address: an IPv4 address, or the /64 network of an

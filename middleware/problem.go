@@ -17,7 +17,8 @@ const (
 )
 
 // deny answers a denied request.
-func (rl *rateLimiter) deny(w http.ResponseWriter, r *http.Request, res *ratelimit.Result) {
+func (rl *rateLimiter) deny(w http.ResponseWriter, r *http.Request, d *Decision) {
+	res := &d.Result
 	h := w.Header()
 	h["Cache-Control"] = []string{"no-store"} // RFC 6585, section 4
 	status, kind, title := http.StatusTooManyRequests, problemQuota, "Quota Exceeded"
@@ -31,7 +32,7 @@ func (rl *rateLimiter) deny(w http.ResponseWriter, r *http.Request, res *ratelim
 	if res.RetryAfter != ratelimit.Never {
 		// A delay of 0 would invite the client back at once (RFC 9110, section
 		// 10.2.3, allows it).
-		retry := max(seconds(res.RetryAfter), 1)
+		retry := max(seconds(rl.retryAfter(d)), 1)
 		text := strconv.FormatInt(retry, 10)
 		h["Retry-After"] = []string{text}
 		detail = "Try again in " + text + " seconds."

@@ -4,13 +4,17 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"hash/maphash"
 	"log/slog"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/dunglas/httpsfv"
 
@@ -55,17 +59,31 @@ type RateLimitConfig struct {
 	Headers Dialect
 
 	// QuotaUnit is told as the "qu" parameter of Draft11, for limits that don't
-	// count requests, such as "content-bytes". Empty leaves it out.
+	// count requests, such as "content-bytes". Empty leaves it out. It is not for
+	// Concurrency policies, whose unit is "concurrent-requests".
 	QuotaUnit string
+
+	// QuotaUnits are QuotaUnit of single policies, by their names.
+	QuotaUnits map[string]string
 
 	// PartitionSecret, when set, adds the "pk" parameter of Draft11: 12 bytes of
 	// an HMAC-SHA-256 of the key, by which clients tell accounts apart without
 	// learning what they are. At least 16 bytes.
 	PartitionSecret []byte
 
-	// RefundIf gives the units back when the response has a status for which it
-	// returns true, such as 304 or 500 and up. A panic counts as 500.
-	RefundIf func(status int) bool
+	// RefundIf gives the units back when it returns true of how the handler has ended:
+	// of a status such as 304 or 500 and up, or of what the handler has said by
+	// [SetOutcome]. It must be safe for concurrent use.
+	RefundIf func(o Outcome) bool
+
+	// Also are further limits, of other keys, that are charged together with the first:
+	// a request that one of them denies takes units of none, but for a moment. They share
+	// all that is configured here but Cost and Tier. Put first what is most likely to deny.
+	Also []Limit
+
+	// BusyRetryAfter is the Retry-After of a denial by a Concurrency policy, where nobody
+	// knows when a unit will be free: a guess, rounded up to seconds. Zero means 1 second.
+	BusyRetryAfter time.Duration
 
 	// Denied, when set, answers denied requests in place of the problem document.
 	// The headers are set already, Retry-After among them; it writes status and
@@ -80,6 +98,42 @@ type RateLimitConfig struct {
 
 	// Logger gets warnings and errors. Nil means slog.Default().
 	Logger *slog.Logger
+}
+
+// Limit is one of several limits of a RateLimit, see [RateLimitConfig.Also].
+type Limit struct {
+	Limiter *ratelimit.Limiter
+	Key     KeyFunc
+	// Cost and Tier are those of RateLimitConfig.
+	Cost func(r *http.Request) int64
+	Tier func(r *http.Request) *ratelimit.Limiter
+}
+
+// Outcome is how the handler behind a RateLimit has ended.
+type Outcome struct {
+	// Status is the status that went out, whatever happened afterwards. If none did it is
+	// what net/http sends then: 200, or 500 after a panic. It is 499 if the client had gone
+	// before, or the handler dropped the connection by http.ErrAbortHandler: hanging up is
+	// no failure of the server.
+	Status int
+	// Gone reports that the client had gone before a status went out.
+	Gone bool
+	// Panicked reports that the handler panicked, with another value than
+	// http.ErrAbortHandler.
+	Panicked bool
+	// Said is what the handler has said by SetOutcome, or empty.
+	Said string
+}
+
+// SetOutcome has a handler say how it ended, for [RateLimitConfig.RefundIf], where the
+// status does not tell: a login that shows its form again may answer a wrong password with
+// 200 and a right one with 303. Of several calls the last counts.
+func SetOutcome(r *http.Request, said string) {
+	if v := visitOf(r); v != nil {
+		v.mu.Lock()
+		v.said = said
+		v.mu.Unlock()
+	}
 }
 
 // NoKey says what happens to requests without a key.
@@ -184,16 +238,18 @@ func Decisions(r *http.Request) []Decision {
 // unless RefundIf is set. RateLimit panics if l or key is nil or cfg contradicts
 // itself.
 //
-// Limits of kind Concurrency are held while the handler runs.
+// Limits of kind Concurrency are held while the handler runs: their lease is renewed
+// until it returns or panics, or its client has gone. A renewal that fails is logged.
 func RateLimit(l *ratelimit.Limiter, key KeyFunc, cfg RateLimitConfig) Middleware {
 	if err := cfg.check(l, key); err != nil {
 		panic(err)
 	}
 	rl := &rateLimiter{
 		cfg: cfg, limiter: l, key: key,
-		fields: fieldWriter{dialect: cfg.Headers, unit: cfg.QuotaUnit},
+		fields: fieldWriter{dialect: cfg.Headers},
 		seed:   maphash.MakeSeed(),
 	}
+	rl.limits = append([]Limit{{l, key, cfg.Cost, cfg.Tier}}, cfg.Also...)
 	return func(next http.Handler) http.Handler {
 		l := newLayer(kindRateLimit, next, cfg.Logger, nil)
 		l.serve = func(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -210,6 +266,19 @@ func (cfg *RateLimitConfig) check(l *ratelimit.Limiter, key KeyFunc) error {
 	}
 	if key == nil {
 		errs = append(errs, errors.New("middleware: RateLimit without a KeyFunc; use ClientIP()"))
+	}
+	for _, also := range cfg.Also {
+		if also.Limiter == nil || also.Key == nil {
+			errs = append(errs, errors.New("middleware: RateLimitConfig.Also has a Limit without a limiter or a KeyFunc"))
+		}
+	}
+	if cfg.BusyRetryAfter < 0 {
+		errs = append(errs, errors.New("middleware: RateLimitConfig.BusyRetryAfter is negative"))
+	}
+	for _, unit := range cfg.QuotaUnits {
+		if _, err := httpsfv.Marshal(httpsfv.NewItem(unit)); err != nil {
+			errs = append(errs, errors.New("middleware: RateLimitConfig.QuotaUnits has other characters than printable ASCII"))
+		}
 	}
 	if cfg.Headers == 0 {
 		cfg.Headers = Draft11
@@ -236,6 +305,7 @@ type rateLimiter struct {
 	cfg     RateLimitConfig
 	limiter *ratelimit.Limiter
 	key     KeyFunc
+	limits  []Limit // the one of limiter and key first
 	fields  fieldWriter
 
 	// What has been seen of keys, to notice that there is only one.
@@ -278,36 +348,19 @@ func (rl *rateLimiter) serve(v *visit, w http.ResponseWriter, r *http.Request, n
 		}
 		return
 	}
-	key := rl.key(r)
+	if len(rl.limits) > 1 {
+		rl.serveAll(v, w, r, next)
+		return
+	}
+	l, key, cost, proceed := rl.account(w, r, &rl.limits[0])
+	if !proceed {
+		return
+	}
 	if key == "" {
-		switch rl.cfg.NoKey {
-		case NoKeySkip:
-			next.ServeHTTP(w, r)
-			return
-		case NoKeyDeny:
-			w.Header().Set("Cache-Control", "no-store")
-			http.Error(w, "the request does not say on whose account it goes", http.StatusBadRequest)
-			return
-		}
-		if key = clientIPKey(r); key == "" {
-			warn(rl.cfg.Logger, WarnClientAddrUnknown, "",
-				"the client's address is not known, so all such requests share one limit; "+
-					"behind a Unix socket set ClientAddrConfig.TrustUnixSocket and Trusted")
-			key = "ip:unknown"
-		}
+		next.ServeHTTP(w, r)
+		return
 	}
 	rl.watch(r, key)
-
-	l := rl.limiter
-	if rl.cfg.Tier != nil {
-		if tier := rl.cfg.Tier(r); tier != nil {
-			l = tier
-		}
-	}
-	cost := int64(1)
-	if rl.cfg.Cost != nil {
-		cost = rl.cfg.Cost(r)
-	}
 	if ahead != nil && !l.Denied(key, cost) {
 		ahead(v, r)
 		defer v.dropLoading() // unless somebody took it
@@ -333,7 +386,7 @@ func (rl *rateLimiter) serve(v *visit, w http.ResponseWriter, r *http.Request, n
 	if !rl.cfg.Shadow {
 		rl.writeFields(w.Header(), &d)
 		if !d.Result.Allowed {
-			rl.deny(w, r, &d.Result)
+			rl.deny(w, r, &d)
 			return
 		}
 	}
@@ -341,28 +394,238 @@ func (rl *rateLimiter) serve(v *visit, w http.ResponseWriter, r *http.Request, n
 		next.ServeHTTP(w, r)
 		return
 	}
+	rl.run(v, w, r, next, held{taken, l, cost})
+}
 
-	status := http.StatusInternalServerError // what a panic becomes
-	defer func() {
-		refund := rl.cfg.RefundIf != nil && rl.cfg.RefundIf(status)
-		rl.settle(r.Context(), taken, cost, refund)
-	}()
-	if rl.cfg.RefundIf == nil {
-		next.ServeHTTP(w, r)
-		return
+// maxKey is the length of a key, in bytes, from which on its digest stands for it.
+const maxKey = 256
+
+// account returns what limit charges r to. The key is empty if the limit is to be left
+// out; proceed is false if the request was answered.
+func (rl *rateLimiter) account(w http.ResponseWriter, r *http.Request, limit *Limit) (l *ratelimit.Limiter, key string, cost int64, proceed bool) {
+	if key = limit.Key(r); key == "" {
+		switch rl.cfg.NoKey {
+		case NoKeySkip:
+			return nil, "", 0, true
+		case NoKeyDeny:
+			w.Header().Set("Cache-Control", "no-store")
+			http.Error(w, "the request does not say on whose account it goes", http.StatusBadRequest)
+			return nil, "", 0, false
+		}
+		if key = clientIPKey(r); key == "" {
+			warn(rl.cfg.Logger, WarnClientAddrUnknown, "",
+				"the client's address is not known, so all such requests share one limit; "+
+					"behind a Unix socket set ClientAddrConfig.TrustUnixSocket and Trusted")
+			key = "ip:unknown"
+		}
 	}
-	t := v.track(w)
-	next.ServeHTTP(t.out, r)
-	status = t.code()
+	if len(key) > maxKey { // which a client has chosen; nothing keeps more of it than this
+		sum := sha256.Sum256([]byte(key))
+		key = "sha256:" + string(hex.AppendEncode(nil, sum[:]))
+	}
+	l = limit.Limiter
+	if limit.Tier != nil {
+		if tier := limit.Tier(r); tier != nil {
+			l = tier
+		}
+	}
+	cost = 1
+	if limit.Cost != nil {
+		cost = limit.Cost(r)
+	}
+	return l, key, cost, true
+}
+
+// held is what a request has taken of one limit.
+type held struct {
+	taken   *ratelimit.Reservation
+	limiter *ratelimit.Limiter
+	cost    int64
+}
+
+// serveAll charges several limits: all, or what was taken is given back.
+func (rl *rateLimiter) serveAll(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler) {
+	all := make([]Decision, 0, len(rl.limits))
+	holds := make([]held, 0, len(rl.limits))
+	costs := make([]int64, 0, len(rl.limits))
+	for i := range rl.limits {
+		l, key, cost, proceed := rl.account(w, r, &rl.limits[i])
+		if !proceed {
+			return
+		}
+		if key == "" {
+			continue
+		}
+		if i == 0 {
+			rl.watch(r, key)
+		}
+		d := Decision{Shadow: rl.cfg.Shadow, limiter: l, key: key}
+		if !rl.cfg.Shadow && l.Denied(key, cost) { // it costs nothing, and the others neither
+			all, costs = append(all[:0], d), append(costs[:0], cost)
+			break
+		}
+		all, costs = append(all, d), append(costs, cost)
+	}
+	giveBack := func() {
+		for _, h := range holds {
+			rl.settle(r.Context(), h, true)
+		}
+	}
+	done := false
+	defer func() {
+		if !done {
+			giveBack() // something panicked
+		}
+	}()
+	for i := range all {
+		d := &all[i]
+		var err error
+		if costs[i] == 0 {
+			d.Result, err = d.limiter.Peek(r.Context(), d.key)
+		} else {
+			var taken *ratelimit.Reservation
+			taken, err = d.limiter.Reserve(r.Context(), d.key, costs[i])
+			if d.Result = taken.Result; err == nil && d.Result.Allowed {
+				holds = append(holds, held{taken, d.limiter, costs[i]})
+			}
+		}
+		d.Err = err
+		if err != nil || !d.Result.Allowed && !rl.cfg.Shadow {
+			done = true
+			giveBack()
+			rl.record(v, d)
+			if err != nil {
+				rl.failed(w, r, err)
+				return
+			}
+			rl.writeFields(w.Header(), d)
+			rl.deny(w, r, d)
+			return
+		}
+	}
+	for i := range all {
+		rl.record(v, &all[i])
+		if !rl.cfg.Shadow {
+			rl.writeFields(w.Header(), &all[i])
+		}
+	}
+	done = true
+	rl.run(v, w, r, next, holds...)
+}
+
+// run has next serve the request, holds what it has taken meanwhile, and settles.
+func (rl *rateLimiter) run(v *visit, w http.ResponseWriter, r *http.Request, next http.Handler, holds ...held) {
+	renewals := make([]*renewal, 0, len(holds))
+	for _, h := range holds {
+		if h.limiter.Holds() {
+			renewals = append(renewals, rl.renew(r, h))
+		}
+	}
+	var t *writer
+	if rl.cfg.RefundIf != nil {
+		t = v.track(w)
+		w = t.out
+	}
+	returned := false
+	defer func() {
+		for _, re := range renewals {
+			re.stop()
+		}
+		refund := false
+		var p any
+		if rl.cfg.RefundIf != nil {
+			if !returned {
+				p = recover()
+			}
+			refund = rl.cfg.RefundIf(rl.outcome(v, t, returned, p))
+		}
+		for _, h := range holds {
+			rl.settle(r.Context(), h, refund)
+		}
+		if p != nil {
+			panic(p)
+		}
+	}()
+	next.ServeHTTP(w, r)
+	returned = true
+}
+
+// outcome tells how a handler has ended, which has panicked with p unless it returned.
+func (rl *rateLimiter) outcome(v *visit, t *writer, returned bool, p any) Outcome {
+	o := Outcome{Status: t.code(), Panicked: !returned && p != http.ErrAbortHandler}
+	if t.sent {
+		o.Gone = t.goneBefore
+	} else {
+		o.Gone = errors.Is(v.Err(), context.Canceled)
+	}
+	switch {
+	case o.Gone, !t.sent && !returned && !o.Panicked:
+		o.Status = statusClientClosed
+	case !t.sent && !returned:
+		o.Status = http.StatusInternalServerError
+	}
+	v.mu.Lock()
+	o.Said = v.said
+	v.mu.Unlock()
+	return o
+}
+
+// renewal prolongs a lease while a handler runs.
+type renewal struct {
+	mu    sync.Mutex
+	timer *time.Timer
+	ended bool
+}
+
+func (re *renewal) stop() {
+	re.mu.Lock()
+	defer re.mu.Unlock()
+	re.ended = true
+	re.timer.Stop()
+}
+
+// renew has the lease of h renewed each third of its length.
+func (rl *rateLimiter) renew(r *http.Request, h held) *renewal {
+	every := time.Duration(math.MaxInt64)
+	for _, p := range h.limiter.Policies() {
+		if p.Holds() {
+			every = min(every, p.Window()/3)
+		}
+	}
+	re := new(renewal)
+	ctx := r.Context()
+	re.mu.Lock()
+	defer re.mu.Unlock()
+	re.timer = time.AfterFunc(every, func() {
+		if ctx.Err() != nil {
+			return // nobody waits for the handler; its units come back when the lease ends
+		}
+		kept, err := h.taken.Renew(context.WithoutCancel(ctx))
+		re.mu.Lock()
+		defer re.mu.Unlock()
+		if re.ended {
+			return
+		}
+		switch {
+		case err != nil: // there is time for another try
+			loggerOr(rl.cfg.Logger).LogAttrs(ctx, slog.LevelWarn, "a lease could not be renewed", slog.String("error", err.Error()))
+		case !kept:
+			loggerOr(rl.cfg.Logger).LogAttrs(ctx, slog.LevelWarn, "a lease has ended while its handler runs, so that more may run than the limit says")
+			return
+		}
+		re.timer.Reset(every)
+	})
+	return re
 }
 
 // settle ends what is held and gives back what is to be given back, also if the
 // client has gone.
-func (rl *rateLimiter) settle(ctx context.Context, taken *ratelimit.Reservation, cost int64, refund bool) {
+func (rl *rateLimiter) settle(ctx context.Context, h held, refund bool) {
+	cost := h.cost
 	if refund {
 		cost = 0
 	}
-	if err := taken.Commit(ctx, cost); err != nil {
+	if err := h.taken.Commit(ctx, cost); err != nil {
 		loggerOr(rl.cfg.Logger).LogAttrs(ctx, slog.LevelWarn, "units could not be given back", slog.String("error", err.Error()))
 	}
 }
@@ -409,15 +672,21 @@ func (rl *rateLimiter) writeFields(h http.Header, d *Decision) {
 	res := &d.Result
 	var buf [8]quota
 	quotas, tight := buf[:0], 0
-	retry := seconds(res.RetryAfter)
+	retry := seconds(rl.retryAfter(d))
+	holding := holdingOf(d)
 	for i := range res.Policies {
 		p := &res.Policies[i]
 		if p.Shadow {
 			continue
 		}
-		q := quota{name: p.Name, limit: p.Limit, remaining: p.Remaining, window: int64(p.Window.Seconds()),
-			next: seconds(p.NextAfter), reset: seconds(p.ResetAfter)}
-		if !res.Allowed && res.RetryAfter != ratelimit.Never {
+		q := quota{name: p.Name, limit: p.Limit, remaining: p.Remaining, window: seconds(p.Window),
+			next: seconds(p.NextAfter), reset: seconds(p.ResetAfter), unit: rl.cfg.QuotaUnit}
+		if unit, ok := rl.cfg.QuotaUnits[p.Name]; ok {
+			q.unit = unit
+		}
+		if slices.Contains(holding, p.Name) { // no window, and nobody knows when others end
+			q.unit, q.window, q.next, q.reset = "concurrent-requests", 0, -1, seconds(rl.busyRetryAfter())
+		} else if !res.Allowed && res.RetryAfter != ratelimit.Never {
 			// Retry-After should not be earlier than what the fields say.
 			if !p.Allowed {
 				q.reset = seconds(p.RetryAfter)
@@ -463,6 +732,51 @@ func (rl *rateLimiter) failed(w http.ResponseWriter, r *http.Request, err error)
 	}
 }
 
+// holdingOf returns the names of the Concurrency policies of d's limiter.
+func holdingOf(d *Decision) (names []string) {
+	if !d.limiter.Holds() {
+		return nil
+	}
+	for _, p := range d.limiter.Policies() {
+		if p.Holds() {
+			names = append(names, p.Name())
+		}
+	}
+	return names
+}
+
+func (rl *rateLimiter) busyRetryAfter() time.Duration {
+	if rl.cfg.BusyRetryAfter > 0 {
+		return rl.cfg.BusyRetryAfter
+	}
+	return time.Second
+}
+
+// retryAfter is what a denied client is told. How long a lease lasts says nothing about
+// when a unit is free: the guess stands for it.
+func (rl *rateLimiter) retryAfter(d *Decision) time.Duration {
+	res := &d.Result
+	if res.Allowed || res.Banned || res.RetryAfter == ratelimit.Never || !d.limiter.Holds() {
+		return res.RetryAfter
+	}
+	holding := holdingOf(d)
+	var wait time.Duration
+	for i := range res.Policies {
+		p := &res.Policies[i]
+		switch {
+		case p.Allowed || p.Shadow:
+		case slices.Contains(holding, p.Name):
+			wait = max(wait, rl.busyRetryAfter())
+		default:
+			wait = max(wait, p.RetryAfter)
+		}
+	}
+	if wait == 0 {
+		return res.RetryAfter
+	}
+	return wait
+}
+
 var fallbackKey = ClientIP()
 
 func clientIPKey(r *http.Request) string { return fallbackKey(r) }
@@ -498,7 +812,7 @@ func (rl *rateLimiter) watch(r *http.Request, key string) {
 
 	first := rl.first.Load()
 	if first == nil {
-		rl.first.CompareAndSwap(nil, &seenKey{key, from})
+		rl.first.CompareAndSwap(nil, &seenKey{strings.Clone(key), from})
 		return
 	}
 	if first.key != key {

@@ -313,7 +313,7 @@ func TestRateLimitRefund(t *testing.T) {
 		h := middleware.Chain(
 			middleware.Recover(middleware.RecoverConfig{Logger: discard()}),
 			middleware.RateLimit(l, middleware.ClientIP(), middleware.RateLimitConfig{
-				RefundIf: func(status int) bool { return status == 204 || status >= 500 },
+				RefundIf: func(o middleware.Outcome) bool { return o.Status == 204 || o.Status >= 500 },
 			}),
 		)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch r.Header.Get("Do") {

@@ -30,6 +30,7 @@ type visit struct {
 	routePath  string     // of the request for which it was
 	routeAhead string     // what it will find
 	routeSet   bool       // by SetRoute
+	said       string     // by the handler, see SetOutcome
 	replaced   bool       // the response, by an error answer
 	addr       netip.Addr // of the client, once resolved
 	holders    []*holder

@@ -3,7 +3,9 @@ package middleware
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // Code names a misconfiguration. Each is logged once for each logger and
@@ -45,10 +47,19 @@ const warningsPage = "https://github.com/redporch/redporch/blob/main/docs/warnin
 // Docs returns the address of the paragraph on c.
 func (c Code) Docs() string { return warningsPage + string(c) }
 
-// warned holds what has been logged. It grows by loggers times codes times
-// subjects, all of which are few: subjects are names from the program, never
-// from requests.
-var warned sync.Map // warning → struct{}
+// warned holds what has been logged: loggers times codes times subjects, which are
+// names from the program, and few. A program that gives routes the names of paths has
+// no end of them, so there is a bound: maxWarned subjects of maxSubject bytes, less
+// than 1 MB in all; what comes after is not logged.
+var (
+	warned      sync.Map // warning → struct{}
+	warnedCount atomic.Int64
+)
+
+const (
+	maxWarned  = 4096
+	maxSubject = 128
+)
 
 type warning struct {
 	logger  *slog.Logger
@@ -59,13 +70,21 @@ type warning struct {
 // warn logs text once for each logger, code and subject.
 func warn(logger *slog.Logger, code Code, subject, text string, attrs ...slog.Attr) {
 	logger = loggerOr(logger)
+	if len(subject) > maxSubject {
+		subject = subject[:maxSubject]
+	}
 	key := warning{logger, code, subject}
 	if _, seen := warned.Load(key); seen {
 		return
 	}
+	if warnedCount.Load() >= maxWarned {
+		return
+	}
+	key.subject = strings.Clone(subject) // not the request it may be cut from
 	if _, seen := warned.LoadOrStore(key, struct{}{}); seen {
 		return
 	}
+	warnedCount.Add(1)
 	attrs = append(attrs, slog.String("code", string(code)), slog.String("docs", code.Docs()))
 	logger.LogAttrs(context.Background(), slog.LevelWarn, "redporch: "+text, attrs...)
 }

@@ -2,6 +2,7 @@ package middleware
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -28,15 +29,16 @@ type writer struct {
 	status int // 0 until the final one is known
 	bytes  int64
 
-	begun     bool // hooks have run
-	sent      bool // headers are out, or the connection is the handler's
-	hijacked  bool
-	hijacking bool // the handler has asked for the connection
-	replaced  bool
-	before    []*holder // whose sessions are to be saved before the first byte
-	room      [1]*holder
-	visit     *visit
-	kept      http.Header // what an informational response might have taken along
+	begun      bool // hooks have run
+	goneBefore bool // the client, before the headers were out
+	sent       bool // headers are out, or the connection is the handler's
+	hijacked   bool
+	hijacking  bool // the handler has asked for the connection
+	replaced   bool
+	before     []*holder // whose sessions are to be saved before the first byte
+	room       [1]*holder
+	visit      *visit
+	kept       http.Header // what an informational response might have taken along
 }
 
 type answer func(w http.ResponseWriter)
@@ -153,6 +155,7 @@ func (t *writer) begin(code int) bool {
 		return false
 	}
 	t.sent = true
+	t.goneBefore = t.visit != nil && t.visit.Err() == context.Canceled
 	if t.status == 0 {
 		t.status = code
 	}

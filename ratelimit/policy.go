@@ -167,6 +167,10 @@ func (p Policy) Window() time.Duration {
 	return time.Duration(total) * time.Microsecond
 }
 
+// Holds reports whether the policy is a Concurrency, whose units are held and come back
+// when their holder ends, so that it has no window.
+func (p Policy) Holds() bool { return p.algo == concurrency }
+
 // IsShadow reports whether the policy never denies.
 func (p Policy) IsShadow() bool { return p.shadow }
 

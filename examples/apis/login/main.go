@@ -1,6 +1,8 @@
 // Login slows down whoever guesses passwords: few wrong guesses for one account
-// from one address, and not many for all accounts together. Whoever knows the
-// password is not counted, so nobody can lock an account for its owner.
+// from one address, not many for all accounts together, from an address or from its
+// network, and a hundred a day for one account from everywhere. Whoever knows the
+// password is not counted. A browser that has signed in before has an account of its
+// own for the last limit, so that nobody can lock the owner out of it.
 //
 //	REDIS_URL=redis://localhost:6379 go run -C examples ./apis/login
 //	curl -d user=ada -d password=wrong localhost:8080/login
@@ -8,7 +10,11 @@ package main
 
 import (
 	"cmp"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log"
@@ -46,30 +52,81 @@ func handler(rdb redis.UniversalClient, cfg ratelimit.Config, check func(user, p
 		ratelimit.TokenBucket("account", 5, 15*time.Minute, 5))
 	byAddress, err2 := ratelimit.New(rdb, cfg,
 		ratelimit.SlidingWindow("address", 50, time.Hour))
-	if err := errors.Join(err1, err2); err != nil {
+	byNetwork, err3 := ratelimit.New(rdb, cfg,
+		ratelimit.SlidingWindow("network", 200, time.Hour))
+	everywhere, err4 := ratelimit.New(rdb, cfg,
+		ratelimit.SlidingWindow("everywhere", 100, 24*time.Hour))
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return nil, err
 	}
 
 	// A guess is paid before the password is looked at, so a thousand guesses at
-	// once are not a way around; the right one is paid back.
-	right := func(status int) bool { return status == http.StatusOK }
-	address := middleware.ClientIP()
-	account := func(r *http.Request) string {
-		return ratelimit.Join(user(r), address(r))
+	// once are not a way around; the right one is paid back. The handler says which
+	// it was: its status need not.
+	right := func(o middleware.Outcome) bool { return o.Said == "signed in" }
+	limit := func(l *ratelimit.Limiter, key middleware.KeyFunc) middleware.Middleware {
+		return middleware.RateLimit(l, key, middleware.RateLimitConfig{RefundIf: right, Headers: middleware.NoHeaders})
 	}
-	limits := middleware.Chain(
-		middleware.RateLimit(byAddress, address, middleware.RateLimitConfig{RefundIf: right, Headers: middleware.NoHeaders}),
-		middleware.RateLimit(byAccount, account, middleware.RateLimitConfig{RefundIf: right, Headers: middleware.NoHeaders}),
+	address, network := middleware.ClientIP(), middleware.ClientNetwork(24, 48)
+	device := func(r *http.Request) string { return deviceOf(r, user(r)) }
+	login := middleware.Chain(
+		limit(byNetwork, network),
+		limit(byAddress, address),
+		limit(byAccount, func(r *http.Request) string { return ratelimit.Join(user(r), address(r)) }),
+		// All guesses at one account together are few, from wherever they come. So that
+		// they don't lock out the owner, a browser that has signed in before is counted by
+		// itself.
+		limit(everywhere, middleware.First(
+			func(r *http.Request) string {
+				if d := device(r); d != "" {
+					return "device:" + d
+				}
+				return ""
+			},
+			func(r *http.Request) string { return "account:" + user(r) })),
 	)
 	mux := http.NewServeMux()
-	mux.Handle("POST /login", http.MaxBytesHandler(limits(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux.Handle("POST /login", http.MaxBytesHandler(login(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !check(user(r), r.PostFormValue("password")) {
 			http.Error(w, "wrong user or password", http.StatusUnauthorized)
 			return
 		}
+		middleware.SetOutcome(r, "signed in")
+		http.SetCookie(w, newDevice(user(r)))
 		fmt.Fprintln(w, "welcome") // and here: middleware.Regenerate, Bind
 	})), 4<<10))
 	return mux, nil
+}
+
+// deviceKey signs device cookies. Yours comes from the configuration, the same in all
+// processes, so that devices stay known.
+var deviceKey = []byte(rand.Text() + rand.Text())
+
+// newDevice returns the cookie of a browser in which user has signed in: a random name,
+// signed for this user alone (OWASP, "Device cookies").
+func newDevice(user string) *http.Cookie {
+	id := rand.Text()
+	return &http.Cookie{Name: "__Host-device", Value: id + "." + sign(id, user), Path: "/", MaxAge: 180 * 24 * 3600,
+		Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode}
+}
+
+// deviceOf returns the device's name if r has a cookie for user, or "".
+func deviceOf(r *http.Request, user string) string {
+	c, err := r.Cookie("__Host-device")
+	if err != nil {
+		return ""
+	}
+	id, sum, _ := strings.Cut(c.Value, ".")
+	if !hmac.Equal([]byte(sum), []byte(sign(id, user))) {
+		return ""
+	}
+	return id
+}
+
+func sign(id, user string) string {
+	mac := hmac.New(sha256.New, deviceKey)
+	fmt.Fprintf(mac, "device %q %q", id, user)
+	return hex.EncodeToString(mac.Sum(nil))
 }
 
 // user is the account a request is about; ADA and ada are one.

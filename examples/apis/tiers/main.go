@@ -11,7 +11,6 @@ import (
 	"log"
 	"net/http"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -57,9 +56,19 @@ func handler(rdb redis.UniversalClient, cfg ratelimit.Config) (http.Handler, err
 	mux.HandleFunc("GET /report", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "a report") })
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "fine") })
 
-	return middleware.RateLimit(free, middleware.Header("X-Api-Key"), middleware.RateLimitConfig{
+	// The limit is the customer's, whom the key names. A key that nobody has is refused,
+	// for a small limit of the address: who invents keys gets no account by each.
+	strangers, err := free.With(ratelimit.SlidingLog("strangers", 10, time.Minute))
+	if err != nil {
+		return nil, err
+	}
+	refuse := middleware.RateLimit(strangers, middleware.ClientIP(), middleware.RateLimitConfig{})(
+		http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "unknown API key", http.StatusUnauthorized)
+		}))
+	limit := middleware.RateLimit(free, middleware.User(func(r *http.Request) string { return customers[r.Header.Get("X-Api-Key")].name }), middleware.RateLimitConfig{
 		Tier: func(r *http.Request) *ratelimit.Limiter {
-			if strings.HasPrefix(r.Header.Get("X-Api-Key"), "pro-") { // yours asks its customers' table
+			if customers[r.Header.Get("X-Api-Key")].pays {
 				return pro
 			}
 			return free
@@ -72,6 +81,27 @@ func handler(rdb redis.UniversalClient, cfg ratelimit.Config) (http.Handler, err
 			return 1
 		},
 		QuotaUnit: "units",
-		NoKey:     middleware.NoKeyDeny, // a request without a key is a 400
-	})(mux), nil
+	})(mux)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, known := customers[r.Header.Get("X-Api-Key")]; !known {
+			refuse.ServeHTTP(w, r)
+			return
+		}
+		limit.ServeHTTP(w, r)
+	}), nil
+}
+
+type customer struct {
+	name string
+	pays bool
+}
+
+// customers are known by their API keys. Yours are in a database, by the digests of the
+// keys, behind a cache.
+var customers = map[string]customer{
+	"free-1": {"ann", false},
+	"free-2": {"bob", false},
+	"free-3": {"eve", false},
+	"pro-1":  {"cyd", true},
+	"pro-2":  {"dan", true},
 }

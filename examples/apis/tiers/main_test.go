@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -64,8 +65,15 @@ func TestTiers(t *testing.T) {
 			!strings.Contains(res.Header.Get("RateLimit-Policy"), `"day"`) {
 			t.Errorf("RateLimit-Policy = %q; want both of pro's, in units", res.Header.Get("RateLimit-Policy"))
 		}
-		if res := ask("", "/item"); res.StatusCode != 400 {
-			t.Errorf("without a key: %s; want 400", res.Status)
+		if res := ask("", "/item"); res.StatusCode != 401 {
+			t.Errorf("without a key: %s; want 401", res.Status)
+		}
+		statuses := map[int]int{}
+		for i := range 30 {
+			statuses[ask(fmt.Sprint("pro-invented-", i), "/report").StatusCode]++
+		}
+		if statuses[401] != 9 || statuses[429] != 21 {
+			t.Errorf("30 invented keys from one address = %v; want 9 of 401, since one was used, and 429 from then on", statuses)
 		}
 	})
 }
