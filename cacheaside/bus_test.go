@@ -2,6 +2,8 @@ package cacheaside_test
 
 import (
 	"context"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -187,6 +189,45 @@ func TestL1Bounds(t *testing.T) {
 		}
 		// Evictions are carried out soon after.
 		eventually(t, tt.name+": the bound holds", func() bool { return c.Stats().L1Entries <= tt.most })
+		must(t, c.Close())
+	}
+}
+
+// TestL1Bytes: the first level holds no more than its bytes, however few its entries,
+// and absent keys count too.
+func TestL1Bytes(t *testing.T) {
+	_, rdb := redistest.Mini(t)
+	const size = 100_000
+	big := strings.Repeat("x", size) // compressed to next to nothing
+	for _, tt := range []struct {
+		name string
+		cfg  cacheaside.Config
+		key  string // of what is asked for
+		most uint64
+	}{
+		{"default", cacheaside.Config{}, "", 10_000},
+		{"values", cacheaside.Config{L1Weight: 2_000_000}, "", 20},
+		{"absent keys", cacheaside.Config{L1Weight: 200_000}, "absent" + strings.Repeat("k", 4000), 47},
+		{"both", cacheaside.Config{L1Weight: 2_000_000, L1Entries: 5}, "", 5},
+	} {
+		c, err := cacheaside.New(rdb, "bytes", func(_ context.Context, key string) (string, error) {
+			if strings.HasPrefix(key, "absent") {
+				return "", cacheaside.ErrNotFound
+			}
+			return big, nil
+		}, relaxed(tt.cfg))
+		must(t, err)
+		eventually(t, "first level in use", func() bool {
+			e, err := c.GetEntry(t.Context(), "first")
+			return err == nil && e.Source == cacheaside.SourceL1
+		})
+		for i := range 60 {
+			c.Get(t.Context(), tt.key+strconv.Itoa(i))
+		}
+		eventually(t, tt.name+": the bound holds", func() bool { return c.Stats().L1Entries <= tt.most })
+		if n := c.Stats().L1Entries; n == 0 || tt.name == "default" && n != 61 {
+			t.Errorf("%s: %d entries in the first level", tt.name, n)
+		}
 		must(t, c.Close())
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -32,7 +31,6 @@ type Cache[K comparable, V any] struct {
 
 	l1      *l1[K, V] // nil without a first level
 	bus     *bus      // nil if neither L1 nor OnInvalidate needs one
-	clock   clock
 	flights flights[K, V]
 	refresh refreshes
 	failing backoffs
@@ -184,26 +182,10 @@ func (c *Cache[K, V]) refOf(key K, entry string) ref[K] {
 	return ref[K]{key: key, entry: entry, text: text, stripe: maphash.String(c.seed, text)}
 }
 
-// clock reads this machine's clock corrected by what replies told about the
-// server's, so that processes agree about the age of entries. Nothing that
-// concerns invalidation depends on it.
-type clock struct {
-	offset atomic.Int64 // milliseconds
-	known  atomic.Bool
-}
-
-func (k *clock) now() int64 { return time.Now().UnixMilli() + k.offset.Load() }
-
-// learn takes the server's time from a reply to a command sent at the given time.
-func (k *clock) learn(server int64, sent time.Time) {
-	took := time.Since(sent)
-	if took > 20*time.Millisecond && k.known.Load() {
-		return // a better sample is known
-	}
-	off := server - sent.Add(took/2).UnixMilli()
-	if off > -5 && off < 5 {
-		off = 0
-	}
-	k.offset.Store(off)
-	k.known.Store(true)
+// now is the time in milliseconds by the clock of the server that holds an entry, so that
+// processes agree about its age; by this machine's as long as that is not known. Nothing
+// that concerns invalidation depends on it.
+func (c *Cache[K, V]) now(entry string) int64 {
+	t, _, _ := c.conn.ServerTime(entry)
+	return t.UnixMilli()
 }

@@ -29,14 +29,19 @@ type Codec interface {
 var JSON = CodecFuncs("json", json.Marshal, json.Unmarshal)
 
 // Gob is encoding/gob. Each value carries its type's description, so it pays for
-// large values only.
+// large values only. What claims more elements than its bytes can hold is refused.
 var Gob = CodecFuncs("gob",
 	func(v any) ([]byte, error) {
 		var b bytes.Buffer
 		err := gob.NewEncoder(&b).Encode(v)
 		return b.Bytes(), err
 	},
-	func(data []byte, v any) error { return gob.NewDecoder(bytes.NewReader(data)).Decode(v) })
+	func(data []byte, v any) error {
+		if err := checkGob(data); err != nil {
+			return err
+		}
+		return gob.NewDecoder(bytes.NewReader(data)).Decode(v)
+	})
 
 // CodecFuncs makes a Codec of two functions such as msgpack.Marshal and
 // msgpack.Unmarshal.

@@ -18,6 +18,7 @@ const (
 	DefaultNegativeTTL    = 5 * time.Second
 	DefaultEarlyRefresh   = 1.0
 	DefaultL1Entries      = 10_000
+	DefaultL1Weight       = 64 << 20
 	DefaultMaxStaleness   = 2 * time.Second
 	DefaultTimeout        = 250 * time.Millisecond
 	DefaultLoadTimeout    = 5 * time.Second
@@ -72,15 +73,16 @@ type Config struct {
 	// most a day. Zero means DefaultErrorBackoff; negative means no pause.
 	ErrorBackoff time.Duration
 
-	// L1Entries is how many decoded values are kept in this process, in front
-	// of Redis. They are shared between callers, so treat them as read-only or
-	// set Funcs.Clone. Zero means DefaultL1Entries (unless L1Weight is set);
-	// negative means none: then each Get asks Redis.
+	// L1Entries is how many decoded values, and answers that there is none, are kept
+	// in this process, in front of Redis. They are shared between callers, so treat them
+	// as read-only or set Funcs.Clone. Zero means DefaultL1Entries (unless L1Weight is
+	// set); negative means none: then each Get asks Redis.
 	L1Entries int
 
-	// L1Weight, when positive, bounds the values in this process by the sum in bytes
-	// of their encoded sizes before compression, their keys, and 256 for each, in place
-	// of L1Entries. What a decoded value takes in memory may be more than its encoded
+	// L1Weight bounds the values in this process by the sum in bytes of their encoded
+	// sizes before compression, their keys, and 256 for each. Zero means
+	// DefaultL1Weight, beside L1Entries; with a positive one their number is not
+	// bounded unless L1Entries is set as well. What a decoded value takes in memory may be more than its encoded
 	// size, by a factor that depends on its type.
 	L1Weight int64
 
@@ -212,10 +214,10 @@ func (cfg *Config) complete(name string) error {
 		bad("MaxDirectLoads is %d; use zero for %d", cfg.MaxDirectLoads, DefaultMaxDirectLoads)
 	}
 	if cfg.L1Weight < 0 {
-		bad("L1Weight is %d; use zero to bound by L1Entries", cfg.L1Weight)
+		bad("L1Weight is %d; use zero for %d", cfg.L1Weight, DefaultL1Weight)
 	}
-	if cfg.L1Weight > 0 && cfg.L1Entries != 0 {
-		bad("both L1Entries and L1Weight are set; use one")
+	if cfg.L1Weight > 0 && cfg.L1Entries < 0 {
+		bad("L1Weight is %d and L1Entries %d, which means no first level; leave out one", cfg.L1Weight, cfg.L1Entries)
 	}
 	if cfg.MaxValue < 0 {
 		bad("MaxValue is %d; use zero for %d", cfg.MaxValue, DefaultMaxValue)
@@ -241,6 +243,9 @@ func (cfg *Config) complete(name string) error {
 	orDefault(&cfg.MaxValue, DefaultMaxValue)
 	if cfg.L1Weight == 0 {
 		orDefault(&cfg.L1Entries, DefaultL1Entries)
+		if cfg.L1Entries > 0 {
+			cfg.L1Weight = DefaultL1Weight
+		}
 	}
 	if cfg.L1TTL == 0 {
 		cfg.L1TTL = maxTTL

@@ -31,9 +31,9 @@ func TestNewRefuses(t *testing.T) {
 		want []string
 	}{
 		{"all at once", func() error {
-			_, err := cacheaside.New[string, string](nil, "a:b", nil, cacheaside.Config{Jitter: 2, Timeout: -1, MaxStaleness: 1, L1Entries: 5, L1Weight: 5})
+			_, err := cacheaside.New[string, string](nil, "a:b", nil, cacheaside.Config{Jitter: 2, Timeout: -1, MaxStaleness: 1, L1Entries: -5, L1Weight: 5})
 			return err
-		}, []string{"load is nil", "name", "TTL is 0s", "Jitter is 2", "Timeout is -1ns", "MaxStaleness is 1ns", "both L1Entries and L1Weight", "client is nil"}},
+		}, []string{"load is nil", "name", "TTL is 0s", "Jitter is 2", "Timeout is -1ns", "MaxStaleness is 1ns", "L1Weight is 5 and L1Entries -5", "client is nil"}},
 		{"client-side cache", func() error { _, err := cacheaside.New(cached, "a", loadNothing[string], ok); return err },
 			[]string{"client-side cache", "older than an acknowledged write", "without Options.ClientSideCacheConfig"}},
 		{"replica reads", func() error { _, err := cacheaside.New(replicas, "a", loadNothing[string], ok); return err },

@@ -275,3 +275,27 @@ func TestRefresh(t *testing.T) {
 		refresh("zoe")
 	})
 }
+
+// TestClockBehind: a process whose clock is behind the server's serves nothing for
+// longer than its life, read only or not, and knows how long that is.
+func TestClockBehind(t *testing.T) {
+	m, rdb := redistest.Mini(t)
+	now := time.Now().Add(10 * time.Minute)
+	m.SetTime(now)
+	load := func(context.Context, string) (int, error) { return 1, nil }
+	cfg := cacheaside.Config{TTL: time.Minute, Jitter: -1, EarlyRefresh: -1, L1Entries: -1}
+	writer := newCache(t, rdb, load, cfg)
+	if _, err := writer.Get(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(20 * time.Second)
+	m.SetTime(now)
+	reader := newCache(t, rdb, load, cfg) // has never written
+	eventually(t, "the reader knows the server's clock", func() bool {
+		e, err := reader.GetEntry(t.Context(), "k")
+		if err != nil || e.TTL > time.Minute {
+			t.Fatalf("TTL %v, %v; want at most TTL, a minute", e.TTL, err)
+		}
+		return e.TTL > 35*time.Second && e.TTL <= 40*time.Second
+	})
+}

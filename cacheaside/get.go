@@ -172,7 +172,7 @@ func (c *Cache[K, V]) getRef(ctx context.Context, r *ref[K]) (Entry[V], error) {
 			go c.run(f, nil)
 		}
 		var soft *patience
-		if c.mayServeOnError(&now) {
+		if c.mayServeOnError(r, &now) {
 			soft = newPatience(c.cfg.SoftTimeout)
 		}
 		e, err, ok = c.awaitOr(ctx, f, seat, &now, soft)
@@ -213,7 +213,7 @@ func (c *Cache[K, V]) serve(ctx context.Context, r *ref[K], mark mark, now *foun
 		c.stats.stale.Add(1)
 		c.refreshLater(ctx, r, now)
 	case expiredValue:
-		if !c.failing.pausing(r.entry) || !c.mayServeOnError(now) {
+		if !c.failing.pausing(r.entry) || !c.mayServeOnError(r, now) {
 			return e, nil, false
 		}
 		c.stats.stale.Add(1)
@@ -287,9 +287,9 @@ func (c *Cache[K, V]) await(ctx context.Context, f *flight[K, V], seat int, pati
 
 // mayServeOnError reports whether an expired entry may stand in for a failed
 // load.
-func (c *Cache[K, V]) mayServeOnError(now *found[V]) bool {
+func (c *Cache[K, V]) mayServeOnError(r *ref[K], now *found[V]) bool {
 	return now.state == expiredValue && c.cfg.StaleIfError > 0 &&
-		c.clock.now() < now.raw.expires()+c.cfg.StaleIfError.Milliseconds()
+		c.now(r.entry) < now.raw.expires()+c.cfg.StaleIfError.Milliseconds()
 }
 
 type state uint8
@@ -390,7 +390,7 @@ func (c *Cache[K, V]) interpret(now *found[V], r *ref[K], blob string, versions 
 		c.unread(err)
 		return
 	}
-	t := c.clock.now()
+	t := c.now(r.entry)
 	now.entry.Age = max(milliseconds(t-now.raw.written), 0)
 	// A clock that is wrong makes nothing fresher than it was at first.
 	now.entry.TTL = milliseconds(min(max(now.raw.expires()-t, 0), now.raw.fresh))

@@ -101,12 +101,16 @@ func newL1[K comparable, V any](cfg *Config, keys *keyCodec[K]) *l1[K, V] {
 }
 
 func newStore[K uint64 | string](cfg *Config) *otter.Cache[K, held] {
-	o := &otter.Options[K, held]{MaximumSize: cfg.L1Entries}
-	if cfg.L1Weight > 0 {
-		o.MaximumSize, o.MaximumWeight = 0, uint64(cfg.L1Weight)
-		o.Weigher = func(_ K, e held) uint32 { return e.weight }
+	// One sum bounds both: with an entry counted as its share at least, there are no more
+	// of them than that many.
+	least := uint32(0)
+	if cfg.L1Entries > 0 {
+		least = uint32(min(cfg.L1Weight/int64(cfg.L1Entries), math.MaxInt32))
 	}
-	return otter.Must(o)
+	return otter.Must(&otter.Options[K, held]{
+		MaximumWeight: uint64(cfg.L1Weight),
+		Weigher:       func(_ K, e held) uint32 { return max(e.weight, least) },
+	})
 }
 
 // word returns the bits of a key of an integer kind. Without unsafe it would take

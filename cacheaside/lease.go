@@ -51,12 +51,11 @@ func (c *Cache[K, V]) claimCmd(ctx context.Context, r *ref[K], prefix string, d 
 }
 
 // granted reads the reply to an acquire or a claim.
-func (c *Cache[K, V]) granted(cmd *roundtrip.ScriptCmd, sent time.Time) (g grant, err error) {
+func (c *Cache[K, V]) granted(cmd *roundtrip.ScriptCmd) (g grant, err error) {
 	switch reply := cmd.Val().(type) {
 	case int64:
 		switch {
 		case reply > 0:
-			c.clock.learn(reply, sent)
 			g.held = true
 		case reply == 0:
 			g.busy = true

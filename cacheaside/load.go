@@ -165,7 +165,6 @@ func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V]) (lo
 				}
 			}
 		}
-		sent := time.Now()
 		errs := c.each(ctx, "acquire", cmds)
 		for i, a := range asked {
 			g, err := grant{}, errs[i]
@@ -173,7 +172,7 @@ func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V]) (lo
 				a.versions, err = c.captured(a.ref.tags, captures)
 			}
 			if err == nil {
-				g, err = c.granted(cmds[i].(*roundtrip.ScriptCmd), sent)
+				g, err = c.granted(cmds[i].(*roundtrip.ScriptCmd))
 			}
 			switch {
 			case err != nil:
@@ -494,7 +493,7 @@ func (c *Cache[K, V]) enclose(r *ref[K], value V, took time.Duration, err error,
 		return e, err
 	}
 	e.prefix = newPrefix(e.kind)
-	e.written = c.clock.now()
+	e.written = c.now(r.entry)
 	e.fresh = max(c.jitter(ttl).Milliseconds(), 1)
 	return e, err
 }

@@ -112,7 +112,7 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, missing []missingKey[K, V], 
 	}
 	var soft *patience
 	for i := range missing {
-		if c.mayServeOnError(&missing[i].now) {
+		if c.mayServeOnError(&missing[i].ref, &missing[i].now) {
 			soft = newPatience(c.cfg.SoftTimeout)
 			defer soft.stop()
 			break
@@ -121,7 +121,7 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, missing []missingKey[K, V], 
 	var mu sync.Mutex
 	answer := func(k *missingKey[K, V], f *flight[K, V], seat int) {
 		own := soft
-		if own != nil && !c.mayServeOnError(&k.now) {
+		if own != nil && !c.mayServeOnError(&k.ref, &k.now) {
 			own = nil
 		}
 		if e, err, ok := c.awaitOr(ctx, f, seat, &k.now, own); ok {

@@ -3,6 +3,7 @@ package cacheaside
 import (
 	"context"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,8 @@ type pending struct {
 	retrying bool
 }
 
-// maxPending bounds what is kept to be tried again.
+// maxPending bounds what is kept to be tried again: with keys of 4,096 bytes, the
+// longest, 42 MB.
 const maxPending = 10_000
 
 func (p *pending) addKey(entry, text string) bool {
@@ -46,7 +48,7 @@ func (p *pending) addTag(tag string) bool {
 	if p.tags == nil {
 		p.tags = make(map[string]struct{})
 	}
-	p.tags[tag] = struct{}{}
+	p.tags[strings.Clone(tag)] = struct{}{} // it may be a part of something large
 	p.n.Store(int64(len(p.keys) + len(p.tags)))
 	return true
 }
@@ -187,7 +189,8 @@ type backoff struct {
 	until    int64 // by mono
 }
 
-// maxBackoffs bounds the keys remembered; when it is reached all are forgotten.
+// maxBackoffs bounds the keys remembered, to 42 MB with keys of 4,096 bytes; when it is
+// reached all are forgotten.
 const maxBackoffs = 10_000
 
 func (b *backoffs) note(entry string, pause time.Duration) {

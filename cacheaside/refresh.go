@@ -33,14 +33,13 @@ func (c *Cache[K, V]) refreshEntry(ctx context.Context, r *ref[K], raw *entry, v
 		captures[tag] = c.captureTag(ctx, tag)
 		cmds = append(cmds, captures[tag])
 	}
-	sent := time.Now()
 	err := c.each(ctx, "claim", cmds)[0]
 	var g grant
 	if err == nil {
 		a.versions, err = c.captured(r.tags, captures)
 	}
 	if err == nil {
-		g, err = c.granted(cmds[0].(*roundtrip.ScriptCmd), sent)
+		g, err = c.granted(cmds[0].(*roundtrip.ScriptCmd))
 	}
 	if err != nil {
 		c.report("claim", err)
