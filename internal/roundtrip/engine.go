@@ -20,6 +20,7 @@ type engine struct {
 	rdb      redis.UniversalClient // as given
 	cluster  *redis.ClusterClient  // nil unless rdb is one
 	bounded  bool                  // our calls' sockets obey context deadlines
+	slotted  atomic.Bool           // keys of different slots can't meet, as a CROSSSLOT has told
 	yields   bool                  // the core when a flight has been sent, see yield.go
 	keep     atomic.Int64          // until when the core is not yielded, nanoseconds after base
 	inflight atomic.Int64
@@ -192,12 +193,28 @@ func (e *engine) exec(ctx context.Context, l *lane, cmds []redis.Cmder, caller c
 		e.process(ctx, again)
 	}
 	e.retry(ctx, cmds)
+	e.learnSlots(cmds)
 	switch outcomeOf(cmds) {
 	case answered:
 		l.brk.report(false)
 	case failed:
 		if caller.Err() == nil {
 			l.failed()
+		}
+	}
+}
+
+// learnSlots notes a server that knows slots behind a client that doesn't, such as a node
+// that has them all, as serverless offers and some proxies are. Redis refuses a command
+// whose keys can't meet before it does anything.
+func (e *engine) learnSlots(cmds []redis.Cmder) {
+	if e.cluster != nil || e.slotted.Load() {
+		return
+	}
+	for _, cmd := range cmds {
+		if err := cmd.Err(); err != nil && redis.HasErrorPrefix(err, "CROSSSLOT") {
+			e.slotted.Store(true)
+			return
 		}
 	}
 }

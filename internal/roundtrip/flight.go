@@ -337,7 +337,7 @@ func (l *lane) send(f *flight) {
 	// A seat that was left is never written again after take-off.
 	var together merger
 	cmds := make([]redis.Cmder, 0, f.n)
-	if l.eng.cluster == nil && !l.waits {
+	if l.eng.cluster == nil && !l.waits && !l.eng.slotted.Load() {
 		cmds = together.merge(f.calls, cmds)
 	} else {
 		for i := range f.calls {
@@ -361,6 +361,11 @@ func (l *lane) send(f *flight) {
 	} else {
 		for part := range slices.Chunk(cmds, maxFlight) {
 			l.eng.exec(ctx, l, part, context.Background())
+		}
+		if again := together.apart(); again != nil {
+			for part := range slices.Chunk(again, maxFlight) {
+				l.eng.exec(ctx, l, part, context.Background())
+			}
 		}
 	}
 	cancel()

@@ -126,6 +126,23 @@ func (m *merger) add(e *EachCmd) bool {
 	return true
 }
 
+// apart returns the commands, each by itself, of runs that were refused since their keys
+// are in different slots. Nothing of them was carried out.
+func (m *merger) apart() (again []redis.Cmder) {
+	for _, g := range m.groups {
+		for at, run := range g.runs {
+			if run.Err() == nil || !redis.HasErrorPrefix(run.Err(), "CROSSSLOT") {
+				continue
+			}
+			g.runs[at] = nil
+			for _, e := range g.each[at*maxMerged : min((at+1)*maxMerged, len(g.each))] {
+				again = append(again, e)
+			}
+		}
+	}
+	return again
+}
+
 // settle gives every merged command its outcome.
 func (m *merger) settle() {
 	for _, g := range m.groups {
@@ -134,6 +151,9 @@ func (m *merger) settle() {
 		}
 		for i, e := range g.each {
 			run := g.runs[i/maxMerged]
+			if run == nil {
+				continue // it has its own outcome
+			}
 			err := run.Err()
 			switch v, at := run.Val(), i%maxMerged; {
 			case err != nil:

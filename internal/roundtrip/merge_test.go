@@ -128,3 +128,33 @@ func TestEachAnsweredTogether(t *testing.T) {
 		}
 	})
 }
+
+// A node that knows slots, behind a client that does not: the first run of several keys is
+// refused, and from then on each goes by itself. No call fails, and none is carried out twice.
+func TestEachCrossSlot(t *testing.T) {
+	redistest.RunOn(t, redistest.OnCluster, func(t *testing.T, rdb redis.UniversalClient) {
+		plain := redis.NewClient(&redis.Options{Addr: rdb.(*redis.ClusterClient).Options().Addrs[0]})
+		t.Cleanup(func() { plain.Close() })
+		c := newConn(t, plain, roundtrip.Config{})
+		const n, calls = 64, 20
+		var failed atomic.Int64
+		callers(n, calls, func(i int) {
+			cmd := each.Each(t.Context(), fmt.Sprint("k", i), 2, func(args []any) []any { return append(args, 1, "tag", "x") })
+			if err := c.Do(t.Context(), "each", cmd); err != nil {
+				failed.Add(1)
+				t.Logf("caller %d: %v", i, err)
+			}
+		})
+		if failed.Load() > 0 {
+			t.Errorf("%d of %d calls failed; want none", failed.Load(), n*calls)
+		}
+		for i := range n {
+			if got := rdb.LLen(t.Context(), fmt.Sprint("k", i)).Val(); got != calls {
+				t.Fatalf("k%d has %d entries; want %d", i, got, calls)
+			}
+		}
+		if !c.IsCluster() {
+			t.Error("IsCluster = false after a CROSSSLOT; want true")
+		}
+	})
+}

@@ -80,9 +80,10 @@ func New(rdb redis.UniversalClient, cfg Config) (*Conn, error) {
 // Client returns the client the Conn was made from.
 func (c *Conn) Client() redis.UniversalClient { return c.eng.rdb }
 
-// IsCluster reports whether the client is a *redis.ClusterClient, where keys of
-// different hash slots can't meet in a script.
-func (c *Conn) IsCluster() bool { return c.eng.cluster != nil }
+// IsCluster reports whether keys of different hash slots can't meet in a script: the
+// client is a *redis.ClusterClient, or the server has answered CROSSSLOT to another one.
+// So it may become true while the Conn is in use.
+func (c *Conn) IsCluster() bool { return c.eng.cluster != nil || c.eng.slotted.Load() }
 
 // Available reports whether the breaker lets calls for key pass: false means
 // that Redis failed several times in a row and no probe has succeeded since.
