@@ -49,6 +49,7 @@ type stored struct {
 	id      string
 	raw     string // the cookie's token; "" if no browser knows it
 	live    bool
+	lost    span // when it vanished from Redis
 	maybe   bool // it may have expired: whether it did is learned
 	cells   map[string]cell
 	lists   map[string][]elem
@@ -551,6 +552,17 @@ func (m *model) boundTo(user string, except *stored) (all []*stored) {
 	return all
 }
 
+// lost reports whether a session of the user vanished from Redis less than a minute
+// ago: it may hold its place.
+func (m *model) lost(user string, at span) bool {
+	for _, s := range m.sess {
+		if s.user == user && s.lost.hi > 0 && at.lo-s.lost.hi < 60_000+slack {
+			return true
+		}
+	}
+	return false
+}
+
 func (m *model) kill(s *stored) { s.live = false }
 
 // apply returns the model after a step of which o was observed, or what of it the
@@ -581,6 +593,7 @@ func (m *model) apply(st *step, o *seen) ([]*model, error) {
 	case opVanish:
 		if s := m.byID(o.targetID); s != nil && s.live && s.id == o.targetID {
 			m.kill(s)
+			s.lost = o.at
 		}
 	case opClear:
 		err = m.clear(st, o)
@@ -804,14 +817,14 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 		case renew && !r.loaded && !binds:
 			perhapsOwn = true
 			also["ErrSuperseded"] = true
-		case renew && (binds || s.user == r.sawUser || unbindingRegenerates && r.bind != nil):
+		case renew && (binds || s.user == r.sawUser):
 			own = true
 			inherits = s.user
 		case !renew && d.empty() && !binds && !(optionChanged && r.loaded):
 			// There is at most a Bind that takes it away from nobody, or an option of
 			// what could not be loaded.
 			untold = true
-			also["ErrSuperseded"] = something || st.op != opCommit && (r.raw != "" || saveOfNothingIsSuperseded)
+			also["ErrSuperseded"] = something || st.op != opCommit && r.raw != ""
 		case renew || something:
 			may["ErrSuperseded"] = true
 		}
@@ -862,12 +875,12 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 	}
 	var evict int
 	var candidates []*stored
-	if refuseCountsGone && r.conf.Refuse && (binds || r.sawUser != "") {
-		also["ErrTooManySessions"] = true
-	}
 	user := inherits
 	if r.bind != nil {
 		user = *r.bind
+	}
+	if r.conf.Refuse && binds && m.lost(user, o.at) {
+		also["ErrTooManySessions"] = true
 	}
 	if (binds || own) && user != "" && r.conf.Max > 0 {
 		var self *stored
@@ -877,8 +890,6 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 		candidates = m.boundTo(user, self)
 		already := self != nil && self.user == user
 		switch {
-		case len(candidates) < r.conf.Max && r.conf.Refuse && refuseCountsGone && !already:
-			also["ErrTooManySessions"] = true
 		case len(candidates) < r.conf.Max:
 		case already: // it is not one more
 			if o.count("Revoked", "") > 0 {
@@ -936,8 +947,8 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 	if perhapsOwn && live == nil && d.empty() && !binds && r.raw != "" && !r.loaded && !renew {
 		return []*model{m}, o.only() // there is nothing to store in a session that was not there
 	}
-	if own && st.op == opSave && d.empty() && r.bind == nil && live == nil && r.ended {
-		return []*model{m}, o.only() // after a Destroy there may be nothing to save
+	if own && st.op != opCommit && d.empty() && !binds && live == nil && (r.ended || how == supersededOnce) {
+		return []*model{m}, o.only() // there may be nothing to save
 	}
 	var events []event
 	if own {
@@ -960,7 +971,7 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 			// It may continue the life of the one that the request had loaded.
 			n.created, n.abs = union(n.created, other.created), union(n.abs, other.abs)
 			n.idle = [2]time.Duration{min(n.idle[0], other.idle[0]), max(n.idle[1], other.idle[1])}
-			if !optionChanged && (live.maxAge > 0) != (n.maxAge > 0) && (how == superseded || ownKeepsMaxAge) {
+			if !optionChanged && (live.maxAge > 0) != (n.maxAge > 0) && how == superseded {
 				n.maxAge = other.maxAge
 			}
 		}
@@ -1035,9 +1046,6 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 		events = append(events, event{kind: "Revoked", id: e.id})
 		evict--
 	}
-	if evict > 0 && st.fault == lostReply && limitForgetsLostReply {
-		evict = 0
-	}
 	if evict != 0 {
 		return nil, disagree("MaxPerUser", "%d too few or many were ended of %d others with a limit of %d", evict, len(candidates), r.conf.Max)
 	}
@@ -1069,7 +1077,7 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 	if st.op == opCommit && o.wrote != (live != nil) {
 		return nil, disagree("wroteCookie", "%v", o.wrote)
 	}
-	if st.op == opCommit && o.needs != (live != nil) && r.loaded && !(needsCookieForgetsAge && s.maxAge > 0) {
+	if st.op == opCommit && o.needs != (live != nil) && r.loaded {
 		return nil, disagree("NeedsCookie", "%v, but a cookie was sent: %v", o.needs, live != nil)
 	}
 	if st.op == opCommit && !o.changed && writes {
@@ -1314,7 +1322,7 @@ func (m *model) destroy(st *step, o *seen) error {
 	if known && len(o.cookies) == 0 {
 		return disagree(name+" left the cookie", "")
 	}
-	if st.op == opDestroy && !known && r.came == "" && len(o.cookies) > 0 && !(destroyTwiceDeletes && r.ended) {
+	if st.op == opDestroy && !known && r.came == "" && len(o.cookies) > 0 {
 		return disagree(name+" without a session deletes a cookie", "%+v", o.cookies)
 	}
 	var want []event
@@ -1468,15 +1476,12 @@ func (m *model) revokeUser(st *step, o *seen) error {
 			continue
 		}
 		excepted := st.n >= 0 && o.targetID != "" && s.id == o.targetID
-		if excepted && exceptMissesOldEntry && o.count("Revoked", s.id) > 0 {
-			excepted = false
-		}
 		if excepted {
 			continue
 		}
 		if st.n >= 0 && o.targetID != "" && m.byID(o.targetID) == s {
 			// It is known by an id it had before.
-			if m.knows(o.targetID, o.at) && !(exceptMissesOldEntry && o.count("Revoked", s.id) > 0) {
+			if m.knows(o.targetID, o.at) {
 				continue
 			}
 		}

@@ -463,9 +463,6 @@ func (p *player) avoided(st *step, race bool) bool {
 	if race && ownEscapesRevokeUser && how == superseded && (st.op == opRegenerate || st.op == opEmptyID) {
 		return true
 	}
-	if touchAsksNobody && st.op == opTouch && !r.loaded {
-		return true
-	}
 	return false
 }
 
