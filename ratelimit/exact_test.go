@@ -362,15 +362,6 @@ func (x *exact) send(f *flight) {
 	}
 }
 
-// stateKeys are those of a key that is used as if it were a subject.
-func (x *exact) stateKeys(key string) []string {
-	var ks []string
-	for i := range x.l.set.policies {
-		ks = append(ks, key+x.l.set.policies[i].suffix)
-	}
-	return ks
-}
-
 // giveBack cancels a reservation or refunds the latest units, at a time that only
 // the script knows: the model is told the server's time just before, and the
 // clock of a server runs on, so only what does not depend on it is done there.

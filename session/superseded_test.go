@@ -166,7 +166,7 @@ func TestSuperseded(t *testing.T) {
 				_, _ = st.RevokeUser(t.Context(), "ada")
 
 				// A renewal without a login: only for whom the session is still the same user's.
-				b, v, _ = begin()
+				_, v, _ = begin()
 				v.s.Values["x"] = 1
 				err = st.Regenerate(v.w, v.r, v.s)
 				if late {
