@@ -25,7 +25,9 @@ import (
 //
 // A new id has a new bond: who knew the old id, and copied the session then, does not get
 // to read what is stored afterwards. The values are encrypted anew; one that another
-// request has changed meanwhile stays as it is, so the field holds the bond before too.
+// request has stored meanwhile stays as it is, so the field holds the earlier bonds too. Of
+// those there are maxBonds - 1 at most: later ids go on with the bond that they find, since
+// one that was dropped would take values with it.
 //
 // Sessions that began before there were bonds go on without one until their next id: their
 // values have another mark, the key itself, and the session's name, the tag of its key
@@ -35,6 +37,7 @@ const (
 	sealedMark    = 0xE2
 
 	bondBytes = 16
+	maxBonds  = 32
 )
 
 var errSealed = errors.New("value was not encrypted with any of the configured keys for this place")
@@ -69,9 +72,8 @@ func newGCM(key []byte) cipher.AEAD {
 
 // bond is what keeps encrypted values in their session.
 type bond struct {
-	now, before [bondBytes]byte
-	had         bool // there is one before
-	stale       bool // it is stored under another key than the first
+	all   [][bondBytes]byte // the newest first, maxBonds at most; not changed in place
+	stale bool              // it is stored under another key than the first
 }
 
 // sealing says how the values of a session are encrypted.
@@ -85,12 +87,15 @@ const (
 
 // newBond returns a bond for a session's next id.
 func (x *state) newBond() *bond {
-	b := &bond{}
-	rand.Read(b.now[:])
-	if x.bond != nil {
-		b.before, b.had = x.bond.now, true
+	var fresh [bondBytes]byte
+	rand.Read(fresh[:])
+	if x.bond == nil {
+		return &bond{all: [][bondBytes]byte{fresh}}
 	}
-	return b
+	if len(x.bond.all) >= maxBonds {
+		return &bond{all: x.bond.all}
+	}
+	return &bond{all: append([][bondBytes]byte{fresh}, x.bond.all...)}
 }
 
 // seals reports whether values are stored encrypted.
@@ -98,9 +103,9 @@ func (st *Store) seals() bool { return st.sealers != nil && !st.cfg.StorePlainte
 
 // bondField is the field e for a session's id.
 func (st *Store) bondField(b *bond, name, id string) field {
-	plain := b.now[:]
-	if b.had {
-		plain = append(plain[:bondBytes:bondBytes], b.before[:]...)
+	var plain []byte
+	for i := range b.all {
+		plain = append(plain, b.all[i][:]...)
 	}
 	return field{name: fieldBond, held: st.sealAs(sealedMark, bondFor(name, id), string(plain))}
 }
@@ -112,12 +117,13 @@ func (st *Store) openBond(x *state, id, held string) {
 	}
 	x.sealing = unknown
 	plain, err := st.openAs(sealedMark, bondFor(x.name, id), held)
-	if err != nil || len(plain) != bondBytes && len(plain) != 2*bondBytes {
+	if err != nil || plain == "" || len(plain)%bondBytes != 0 || len(plain) > maxBonds*bondBytes {
 		return
 	}
-	b := &bond{had: len(plain) > bondBytes, stale: held[1] != st.sealers[0].id}
-	copy(b.now[:], plain)
-	copy(b.before[:], plain[bondBytes:])
+	b := &bond{all: make([][bondBytes]byte, len(plain)/bondBytes), stale: held[1] != st.sealers[0].id}
+	for i := range b.all {
+		copy(b.all[i][:], plain[i*bondBytes:])
+	}
 	x.bond, x.sealing = b, bonded
 }
 
@@ -137,7 +143,7 @@ func (st *Store) seal(x *state, tag, field, value string) string {
 	case !st.seals():
 		return value
 	case x.bond != nil:
-		return st.sealAs(sealedMark, boundTo(&x.bond.now, field), value)
+		return st.sealAs(sealedMark, boundTo(&x.bond.all[0], field), value)
 	}
 	return st.sealAs(sealedUnbound, unboundFor(x.name, tag, field), value)
 }
@@ -171,11 +177,12 @@ func (st *Store) open(x *state, tag, field, stored string) (string, error) {
 		if x.bond == nil {
 			return "", errSealed
 		}
-		plain, err := st.openAs(mark, boundTo(&x.bond.now, field), stored)
-		if err != nil && x.bond.had {
-			plain, err = st.openAs(mark, boundTo(&x.bond.before, field), stored)
+		for i := range x.bond.all {
+			if plain, err := st.openAs(mark, boundTo(&x.bond.all[i], field), stored); err == nil {
+				return plain, nil
+			}
 		}
-		return plain, err
+		return "", errSealed
 	}
 	if st.sealers != nil && !st.cfg.AcceptPlaintext && !st.cfg.StorePlaintext {
 		return "", errSealed
@@ -202,8 +209,8 @@ func (st *Store) openAs(mark byte, data []byte, stored string) (string, error) {
 }
 
 // rebond gives a session that gets a new id a new bond, and c what it takes to encrypt
-// what is stored with it: a value that c does not change anyway is replaced if it is still
-// what was loaded.
+// what is stored with it, or to store it in plain under StorePlaintext: a value that c does
+// not change anyway is replaced if it is still what was loaded.
 func (st *Store) rebond(x *state, s *sessions.Session) (c changes, err error) {
 	old := x.bond
 	x.bond = x.newBond()

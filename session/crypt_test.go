@@ -113,6 +113,27 @@ func TestRegenerateEncryptedKeepsConcurrentChanges(t *testing.T) {
 	})
 }
 
+// What others store between the new ids of one request is read under each of them, also
+// under more of them than a session keeps bonds.
+func TestRegenerateEncryptedAgain(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{EncryptionKeys: [][]byte{key(1)}})
+		b := newBrowser()
+		b.edit(t, st, set("first", 1))
+		v := b.visit(t, st)
+		b.clone().edit(t, st, set("other", 2))
+		for range 40 {
+			if err := st.Regenerate(v.w, v.r, v.s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.done(v)
+		if got := b.values(t, st); got["first"] != 1 || got["other"] != 2 || st.Stats().Undecodable != 0 {
+			t.Errorf("%v, %d undecodable; want what both requests stored", got, st.Stats().Undecodable)
+		}
+	})
+}
+
 // The deploys that rotate a key, and those that begin to use one, sign nobody out and lose
 // no value, in either direction.
 func TestStagedKeys(t *testing.T) {
@@ -138,11 +159,11 @@ func TestStagedKeys(t *testing.T) {
 				}
 				b := newBrowser()
 				n := 0
-				b.edit(t, stores[0], set("n", n))
+				b.edit(t, stores[0], func(s *sessions.Session) { s.Values["n"], s.Values["kept"] = n, "as it was" })
 				for i := 1; i < len(stores); i++ { // both stages side by side
 					for visit, st := range []*session.Store{stores[i-1], stores[i], stores[i-1], stores[i], stores[i]} {
 						v := b.visit(t, st)
-						if v.s.IsNew || v.s.Values["n"] != n {
+						if v.s.IsNew || v.s.Values["n"] != n || v.s.Values["kept"] != "as it was" {
 							t.Fatalf("%s, back %v, stage %d, visit %d: new %v, %v; want n = %d", name, back, i, visit, v.s.IsNew, v.s.Values, n)
 						}
 						n++

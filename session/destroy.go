@@ -48,6 +48,7 @@ func (st *Store) destroy(ctx context.Context, w http.ResponseWriter, r *http.Req
 		}
 	}
 	if needless {
+		x.bind = nil
 		return false, nil
 	}
 	if onMaster(err) {

@@ -452,5 +452,12 @@ func TestDestroyOfSeveralAndOfNone(t *testing.T) {
 		if err := st.Destroy(v.w, v.r, v.s); err != nil || len(v.w.Result().Cookies()) != 0 {
 			t.Errorf("Destroy without a cookie = %v, cookies %v; want none", err, v.w.Result().Cookies())
 		}
+		// A Bind before it goes with it.
+		if err := errors.Join(st.Bind(v.s, "ada"), st.Destroy(v.w, v.r, v.s), st.Regenerate(v.w, v.r, v.s)); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := st.Sessions(t.Context(), "ada"); len(list) != 0 || err != nil {
+			t.Errorf("Sessions = %v, %v; want none, since Destroy came after the Bind", list, err)
+		}
 	})
 }

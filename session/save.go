@@ -65,7 +65,7 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 	}
 	var c changes
 	was := x.bond
-	if kind == saveAnew && st.seals() {
+	if kind == saveAnew && (st.seals() || x.bond != nil) {
 		c, err = st.rebond(x, s)
 	} else {
 		if x.sealing == unknown && st.seals() { // what it was is of no use without the key
@@ -122,7 +122,9 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		args.mode = modeRegenerate
 	}
 	user := st.bindArgs(r, x, &args)
-	if x.bond != nil && st.seals() && (kind == saveAnew || x.sealing == unknown || x.bond.stale) {
+	// The field goes with the id that it is authenticated with, also where new values are
+	// stored in plain: those that are encrypted need it.
+	if x.bond != nil && (kind == saveAnew || st.seals() && (x.sealing == unknown || x.bond.stale)) {
 		x.bond.stale = false
 		args.set = append(args.set, st.bondField(x.bond, x.name, tok.id))
 	}
