@@ -180,8 +180,8 @@ func shrink(p *plan, class string, run func(*plan) (*player, error)) (*plan, *pl
 		}
 	}
 	simpler := []func(*conf){
-		func(c *conf) { c.Keys, c.Unsigned = nil, false },
-		func(c *conf) { c.Enc, c.Plain = nil, false },
+		func(c *conf) { keyStage{}.sign(c) },
+		func(c *conf) { keyStage{}.encrypt(c) },
 		func(c *conf) { c.Max, c.Refuse = 0, false },
 		func(c *conf) { c.Detect = false },
 		func(c *conf) { c.Idle = 30 * time.Minute },

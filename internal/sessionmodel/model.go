@@ -89,6 +89,7 @@ type request struct {
 	due      span           // when the session was used last, as far as it knows
 	before   string         // the superseded token that it had before its own session
 	hidden   map[string]int // versions of values that it could not read
+	was      bool           // it has deleted a session that was stored
 	ended    bool           // it has deleted its session
 	base     map[string]cell
 	baseList map[string][]string
@@ -108,6 +109,7 @@ type model struct {
 	tokens map[string]*token
 	reqs   [slots]*request
 	ver    int
+	held   map[string]span  // users of saves whose reply was lost, never changed in place
 	index  map[string]int64 // of users' indexes: not before when they end
 }
 
@@ -358,7 +360,7 @@ func (m *model) wasSuperseded(r *request) bool {
 }
 
 func (c *conf) signs() int {
-	if len(c.Keys) == 0 {
+	if len(c.Keys) == 0 || c.Send {
 		return 0
 	}
 	return c.Keys[0]
@@ -370,13 +372,13 @@ func (c *conf) accepts(key int) bool {
 	case len(c.Keys) == 0:
 		return key == 0
 	case key == 0:
-		return c.Unsigned
+		return c.Unsigned || c.Send
 	}
 	return slices.Contains(c.Keys, key)
 }
 
 func (c *conf) encrypts() int {
-	if len(c.Enc) == 0 {
+	if len(c.Enc) == 0 || c.Store {
 		return 0
 	}
 	return c.Enc[0]
@@ -384,7 +386,7 @@ func (c *conf) encrypts() int {
 
 func (c *conf) reads(key int) bool {
 	if key == 0 {
-		return len(c.Enc) == 0 || c.Plain
+		return len(c.Enc) == 0 || c.Plain || c.Store
 	}
 	return slices.Contains(c.Enc, key)
 }
@@ -560,7 +562,8 @@ func (m *model) lost(user string, at span) bool {
 			return true
 		}
 	}
-	return false
+	h := m.held[user]
+	return h.hi > 0 && at.lo-h.hi < 60_000+slack
 }
 
 func (m *model) kill(s *stored) { s.live = false }
@@ -628,7 +631,7 @@ func (m *model) load(st *step, o *seen) error {
 		}
 		return nil
 	}
-	r.accepted = o.came != "" && (o.made && len(o.conf.Keys) == 0 || !o.made && o.conf.accepts(o.signed))
+	r.accepted = o.came != "" && o.conf.accepts(o.signed)
 	if !r.accepted {
 		return fresh()
 	}
@@ -827,6 +830,9 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 			also["ErrSuperseded"] = something || st.op != opCommit && r.raw != ""
 		case renew || something:
 			may["ErrSuperseded"] = true
+			if renew && r.conf.Refuse && r.conf.Max > 0 && len(m.boundTo(r.sawUser, nil)) >= r.conf.Max {
+				may["ErrTooManySessions"] = true // for its own session
+			}
 		}
 	case supersededEnded:
 		switch {
@@ -837,6 +843,9 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 			if perhapsOwn {
 				also["ErrSessionGone"], also["ErrSuperseded"] = true, true
 				untold = !something
+			} else if !something && !r.loaded {
+				untold = true
+				also["ErrSessionGone"], also["ErrSuperseded"] = true, true
 			} else {
 				may["ErrSessionGone"], may["ErrSuperseded"] = true, true
 			}
@@ -879,7 +888,10 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 	if r.bind != nil {
 		user = *r.bind
 	}
-	if r.conf.Refuse && binds && m.lost(user, o.at) {
+	if refuseCountsLostReply && st.fault == lostReply && r.conf.Refuse {
+		m.held = map[string]span{user: o.at, r.sawUser: o.at}
+	}
+	if r.conf.Refuse && (m.lost(user, o.at) || m.lost(r.sawUser, o.at)) {
 		also["ErrTooManySessions"] = true
 	}
 	if (binds || own) && user != "" && r.conf.Max > 0 {
@@ -951,6 +963,10 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 		return []*model{m}, o.only() // there may be nothing to save
 	}
 	var events []event
+	prior := 0
+	if s != nil {
+		prior = s.maxAge
+	}
 	if own {
 		if live == nil {
 			return nil, disagree(opNames[st.op]+" of a new session sent no cookie", "it has %v %v", r.now, r.nowList)
@@ -1061,7 +1077,7 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 	}
 
 	// The cookie.
-	must := st.op != opCommit || own || optionChanged || renew || r.signed != r.conf.signs() && !r.resigned && r.loaded
+	must := st.op != opCommit || own || optionChanged && (r.loaded || prior != s.maxAge) || renew || r.signed != r.conf.signs() && !r.resigned && r.loaded
 	may2 := must || !r.loaded || s.maxAge != r.maxAge0 || s.maxAge > 0
 	switch {
 	case live == nil && must:
@@ -1322,7 +1338,7 @@ func (m *model) destroy(st *step, o *seen) error {
 	if known && len(o.cookies) == 0 {
 		return disagree(name+" left the cookie", "")
 	}
-	if st.op == opDestroy && !known && r.came == "" && len(o.cookies) > 0 {
+	if st.op == opDestroy && !known && r.came == "" && len(o.cookies) > 0 && !r.was {
 		return disagree(name+" without a session deletes a cookie", "%+v", o.cookies)
 	}
 	var want []event
@@ -1351,7 +1367,7 @@ func (m *model) destroy(st *step, o *seen) error {
 		}
 		// Values that are set from now on make a new session.
 		m.reqs[st.slot] = &request{conf: r.conf, store: r.store, browser: r.browser, label: r.label, came: r.came, signed: r.signed, accepted: r.accepted,
-			loaded: true, ended: true, base: map[string]cell{}, baseList: map[string][]string{}, now: map[string]string{}, nowList: map[string][]string{},
+			loaded: true, ended: true, was: live || r.was, base: map[string]cell{}, baseList: map[string][]string{}, now: map[string]string{}, nowList: map[string][]string{},
 			maxAge0: o.maxAge, maxAge: o.maxAge}
 	}
 	return nil

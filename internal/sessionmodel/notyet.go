@@ -6,4 +6,8 @@ const (
 	// Regenerate under a superseded id, at once with RevokeUser, makes a session that
 	// RevokeUser does not end.
 	ownEscapesRevokeUser = true
+
+	// With RefuseNew, a save that binds, finds its session gone or superseded and whose
+	// first reply is lost leaves its place taken.
+	refuseCountsLostReply = true
 )

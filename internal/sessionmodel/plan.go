@@ -13,8 +13,10 @@ import (
 // history can be printed; the player makes keys of them.
 type conf struct {
 	Keys      []int // the first signs, all verify
+	Send      bool  // SendUnsigned
 	Unsigned  bool  // AcceptUnsigned
 	Enc       []int // the first encrypts, all decrypt
+	Store     bool  // StorePlaintext
 	Plain     bool  // AcceptPlaintext
 	Idle, Abs time.Duration
 	Touch     time.Duration
@@ -29,11 +31,17 @@ func (c *conf) String() string {
 	if len(c.Keys) > 0 {
 		fmt.Fprintf(&b, " keys %v", c.Keys)
 	}
+	if c.Send {
+		b.WriteString(" SendUnsigned")
+	}
 	if c.Unsigned {
 		b.WriteString(" AcceptUnsigned")
 	}
 	if len(c.Enc) > 0 {
 		fmt.Fprintf(&b, " encryption %v", c.Enc)
+	}
+	if c.Store {
+		b.WriteString(" StorePlaintext")
 	}
 	if c.Plain {
 		b.WriteString(" AcceptPlaintext")
@@ -320,11 +328,11 @@ type generator struct {
 // sibling.
 func (g *generator) conf() *conf {
 	c := &conf{Idle: 30 * time.Minute, Abs: 8 * time.Hour}
-	if g.IntN(3) == 0 {
-		c.Keys = []int{1}
+	if g.IntN(2) == 0 {
+		keyStages[g.IntN(len(keyStages))].sign(c)
 	}
-	if g.IntN(3) == 0 {
-		c.Enc = []int{1}
+	if g.IntN(2) == 0 {
+		keyStages[g.IntN(len(keyStages))].encrypt(c)
 	}
 	c.Max = max(0, g.IntN(6)-2)
 	c.Refuse = g.IntN(2) == 0
@@ -336,7 +344,7 @@ func (g *generator) conf() *conf {
 // must get along.
 func (g *generator) sibling(old *conf) *conf {
 	c := *old
-	switch g.IntN(5) {
+	switch g.IntN(7) {
 	case 0:
 		c.Idle = []time.Duration{10 * time.Minute, 20 * time.Minute, time.Hour}[g.IntN(3)]
 	case 1:
@@ -346,32 +354,42 @@ func (g *generator) sibling(old *conf) *conf {
 		c.Refuse = g.IntN(2) == 0
 	case 3:
 		c.Detect = !c.Detect
-	case 4:
+	default:
 		g.rotate(&c)
 	}
 	return &c
 }
 
-// rotate takes one step of a rotation of keys, as the page describes it: a new key
-// comes last, then first, then the old one goes.
+// keyStage is a stage of beginning to use keys and of rotating them, as the page
+// describes it. Neighbours run side by side during a deploy.
+type keyStage struct {
+	keys        []int
+	hold, allow bool // the keys are known and not used yet; what is without one is accepted
+}
+
+var keyStages = []keyStage{
+	{},
+	{keys: []int{1}, hold: true},
+	{keys: []int{1}, allow: true},
+	{keys: []int{1}},
+	{keys: []int{1, 2}},
+	{keys: []int{2, 1}},
+}
+
+func (k keyStage) sign(c *conf)    { c.Keys, c.Send, c.Unsigned = k.keys, k.hold, k.allow }
+func (k keyStage) encrypt(c *conf) { c.Enc, c.Store, c.Plain = k.keys, k.hold, k.allow }
+
+// rotate goes one stage on, or back.
 func (g *generator) rotate(c *conf) {
-	turn := func(keys []int) []int {
-		switch len(keys) {
-		case 1:
-			return []int{keys[0], keys[0] + 1}
-		case 2:
-			if keys[0] < keys[1] {
-				return []int{keys[1], keys[0]}
-			}
-			return []int{keys[1], keys[0]} // back
-		}
-		return keys
+	keys, hold, allow, set := c.Keys, c.Send, c.Unsigned, keyStage.sign
+	if g.IntN(2) == 0 {
+		keys, hold, allow, set = c.Enc, c.Store, c.Plain, keyStage.encrypt
 	}
-	if g.IntN(2) == 0 && len(c.Keys) > 0 {
-		c.Keys = turn(c.Keys)
-	} else if len(c.Enc) > 0 {
-		c.Enc = turn(c.Enc)
-	}
+	i := slices.IndexFunc(keyStages, func(k keyStage) bool {
+		return slices.Equal(k.keys, keys) && k.hold == hold && k.allow == allow
+	})
+	j := i + 1 - 2*g.IntN(2)
+	set(keyStages[min(max(j, 0), len(keyStages)-1)], c)
 }
 
 func (g *generator) slot() int {

@@ -145,7 +145,7 @@ func keyBytes(kind string, n, size int) []byte {
 // open makes a store of a configuration.
 func (p *player) open(c *conf) (*session.Store, error) {
 	cfg := session.Config{
-		Prefix: prefix, AcceptUnsigned: c.Unsigned, AcceptPlaintext: c.Plain, IdleTimeout: c.Idle, AbsoluteTimeout: c.Abs, TouchEvery: c.Touch,
+		Prefix: prefix, SendUnsigned: c.Send, AcceptUnsigned: c.Unsigned, StorePlaintext: c.Store, AcceptPlaintext: c.Plain, IdleTimeout: c.Idle, AbsoluteTimeout: c.Abs, TouchEvery: c.Touch,
 		MaxPerUser: c.Max, DetectConflicts: c.Detect, Timeout: time.Minute,
 		Label: func(r *http.Request) string { return r.Header.Get("X-Label") },
 	}
