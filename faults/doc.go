@@ -10,6 +10,11 @@
 // a killed server still knows after a restart, a checker for the histories of
 // sessions, attacks, and the least rights each package needs.
 //
+// The package in ratelimitmodel compares rate limits with a model of their page,
+// step by step:
+//
+//	go test -C faults ./ratelimitmodel -seeds 60 -steps 3500
+//
 // The package in soak runs the example server under load and random faults for
 // as long as it is told to.
 package faults

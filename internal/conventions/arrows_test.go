@@ -14,6 +14,7 @@ var mayImport = map[string][]string{
 	"internal/roundtrip":    nil,
 	"internal/redistest":    nil,
 	"internal/conventions":  nil,
+	"internal/limitmodel":   {"ratelimit"},
 	"internal/sessionmodel": {"session"},
 	"session":               {"internal/roundtrip"},
 	"ratelimit":             {"internal/roundtrip"},
@@ -27,14 +28,14 @@ var mayImport = map[string][]string{
 // them all the same: redistest is for tests, the examples run without a Redis of
 // the reader's, and the figures of docs are runs whose clock is driven.
 var forTests = map[string][]string{
-	"testing":                           {"internal/redistest", "internal/sessionmodel"},
+	"testing":                           {"internal/redistest", "internal/sessionmodel", "internal/limitmodel"},
 	"github.com/alicebob/miniredis/v2":  {"internal/redistest", "docs", "examples"},
 	"go.uber.org/goleak":                nil,
 	"github.com/anishathalye/porcupine": nil,
 }
 
 // testPackages are for _test.go files.
-var testPackages = []string{"internal/redistest", "internal/sessionmodel"}
+var testPackages = []string{"internal/redistest", "internal/sessionmodel", "internal/limitmodel"}
 
 // withoutHTTP are the packages that decide and leave it to others to translate.
 var withoutHTTP = []string{"ratelimit", "cacheaside", "internal/roundtrip"}
