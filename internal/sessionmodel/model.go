@@ -823,7 +823,7 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 		case renew && (binds || s.user == r.sawUser):
 			own = true
 			inherits = s.user
-		case !renew && d.empty() && !binds && !(optionChanged && r.loaded):
+		case !renew && d.empty() && !binds && !(optionChanged && r.loaded && r.raw != ""):
 			// There is at most a Bind that takes it away from nobody, or an option of
 			// what could not be loaded.
 			untold = true
@@ -957,7 +957,11 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 		own = true
 	}
 	if perhapsOwn && live == nil && d.empty() && !binds && r.raw != "" && !r.loaded && !renew {
-		return []*model{m}, o.only() // there is nothing to store in a session that was not there
+		// There is nothing to store in a session that was not there.
+		if o.loaded {
+			r.raw, r.loaded, r.bind = "", true, nil
+		}
+		return []*model{m}, o.only()
 	}
 	if own && st.op != opCommit && d.empty() && !binds && live == nil && (r.ended || how == supersededOnce) {
 		return []*model{m}, o.only() // there may be nothing to save
@@ -1289,7 +1293,7 @@ func (m *model) checkCookie(c *cookie, r *request, s *stored, o *seen) error {
 	if c.signed != r.conf.signs() {
 		return disagree("cookie signed", "with key %d; want %d", c.signed, r.conf.signs())
 	}
-	if s.maxAge != r.maxAge0 && r.maxAge == r.maxAge0 && r.raw == s.raw && c.maxAge == r.maxAge0 {
+	if s.maxAge != r.maxAge0 && r.maxAge == r.maxAge0 && r.raw == s.raw && c.maxAge <= r.maxAge0 && (c.maxAge > 0) == (r.maxAge0 > 0) {
 		return nil // a save that is not due to prolong the session sends what was loaded
 	}
 	if s.maxAge == 0 && c.maxAge != 0 {
@@ -1367,7 +1371,7 @@ func (m *model) destroy(st *step, o *seen) error {
 		}
 		// Values that are set from now on make a new session.
 		m.reqs[st.slot] = &request{conf: r.conf, store: r.store, browser: r.browser, label: r.label, came: r.came, signed: r.signed, accepted: r.accepted,
-			loaded: true, ended: true, was: live || r.was, base: map[string]cell{}, baseList: map[string][]string{}, now: map[string]string{}, nowList: map[string][]string{},
+			loaded: true, ended: true, was: r.raw != "" || r.was, base: map[string]cell{}, baseList: map[string][]string{}, now: map[string]string{}, nowList: map[string][]string{},
 			maxAge0: o.maxAge, maxAge: o.maxAge}
 	}
 	return nil

@@ -457,7 +457,7 @@ func (p *player) avoided(st *step, race bool) bool {
 	if !sure {
 		return true // Redis is about to forget a superseded id
 	}
-	if race && !r.loaded && (st.op == opRegenerate || st.op == opEmptyID) {
+	if race && !r.loaded && (st.op == opRegenerate || st.op == opEmptyID || st.op == opSave || st.op == opCommit) {
 		return true // it loads first, and the other call may come in between
 	}
 	if race && ownEscapesRevokeUser && how == superseded && (st.op == opRegenerate || st.op == opEmptyID) {
