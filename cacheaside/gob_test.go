@@ -70,14 +70,14 @@ func TestCheckGob(t *testing.T) {
 	}
 }
 
-// TestGobBomb: a map that claims 2^24 elements in a few bytes is refused before anything
+// TestGobBomb: a map that claims 2^20 elements in a few bytes is refused before anything
 // is made for it. As a control, package gob alone takes more than a megabyte.
 func TestGobBomb(t *testing.T) {
 	good := encoded(t, map[string]int{})
 	// The last message: its length, type (2 bytes), 0, and the count 0.
 	bomb := bytes.Clone(good[:len(good)-1])
-	bomb[len(bomb)-4] += 4
-	bomb = append(bomb, 0xFC, 1, 0, 0, 0)
+	bomb[len(bomb)-4] += 3
+	bomb = append(bomb, 0xFD, 0x10, 0, 0)
 	taken := func(decode func([]byte, any) error) uint64 {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)

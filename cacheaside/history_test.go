@@ -126,7 +126,7 @@ func play(t *testing.T, src *ledger, sides []side, operations int64) []event {
 					if n > operations {
 						break
 					}
-					e := event{proc: proc, key: "k" + strconv.FormatInt(n/300, 10), promised: true}
+					e := event{proc: proc, key: "k" + strconv.FormatInt(n/(operations/5), 10), promised: true}
 					e.call = clock()
 					if e.write = worker == 0 && proc < 2; e.write {
 						e.v, e.promised = s.write(t.Context(), e.key, func() int64 { return src.commit(e.key) })
@@ -270,15 +270,16 @@ func historySides(t *testing.T, src *ledger, cfg cacheaside.Config, wrap func(*c
 	return sides
 }
 
-// historyLength is how many operations a history has.
-const historyLength = 1500
+// historyLength is how many operations a history has, and controlLength that in which the
+// check must find a fault.
+const historyLength, controlLength = 600, 1500
 
 // TestHistoryControl shows that the checks catch what they are for.
 func TestHistoryControl(t *testing.T) {
 	redistest.RunOn(t, redistest.OnServer, func(t *testing.T, rdb redis.UniversalClient) {
 		src := &ledger{v: map[string]int64{}}
 		p := plain{rdb, src}
-		all := play(t, src, []side{p, p, p}, historyLength)
+		all := play(t, src, []side{p, p, p}, controlLength)
 		reads, stale := staleReads(all, 0)
 		_, keys, _, illegal := linearizable(all, 1)
 		t.Logf("get-load-set: %d reads, %d stale; %d keys, %d not linearizable", reads, stale, keys, illegal)
