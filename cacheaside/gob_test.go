@@ -50,7 +50,7 @@ func gobSamples(t testing.TB) (all [][]byte) {
 	deep := gobInner{N: -7, Any: map[string]any{"x": []any{1, "two", gobInner{Any: 3.5}, nil, time.Unix(1, 2)}}, M: map[string][]float64{"a": {1, math.Inf(1)}, "b": nil}}
 	deep.Next = &gobInner{Next: &gobInner{Any: deep}}
 	for _, v := range []any{
-		1, -1 << 62, "text", []byte("bytes"), 1.5, true, complex(1, 2), time.Now(), []string{"a", ""}, [2]uint8{1, 255},
+		1, int64(-1 << 62), "text", []byte("bytes"), 1.5, true, complex(1, 2), time.Now(), []string{"a", ""}, [2]uint8{1, 255},
 		map[string]int{}, map[string]int{"a": 1, "b": -300}, map[gobKey]gobKey{{"a", "b"}: {"c", ""}}, deep, &deep,
 		gobAll{}, gobAll{true, 1 << 63, 0.5, 1i, "s", make([]byte, 300), time.Unix(5, 6), [3]int{1, 2, 3}, []gobInner{deep, {}},
 			map[gobKey]map[int]*gobInner{{"k", ""}: {1: &deep, -1: {}}}, []any{deep, nil, 1, "x", []any{deep}}, struct{ X int }{4}},

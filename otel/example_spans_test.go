@@ -69,7 +69,7 @@ func ExampleTelemetry_Middleware() {
 	for _, s := range spans.GetSpans() {
 		fmt.Printf("%s:", s.Name)
 		for _, a := range s.Attributes {
-			fmt.Printf(" %s=%q", a.Key, a.Value.Emit())
+			fmt.Printf(" %s=%q", a.Key, a.Value.String())
 		}
 		fmt.Println()
 	}
