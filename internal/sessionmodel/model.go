@@ -100,6 +100,8 @@ type request struct {
 	emptied  bool // the app set its ID to ""
 	maxAge0  int  // what Options.MaxAge was
 	maxAge   int
+	reloaded bool // it was loaded again
+	learned  int  // the MaxAge that a Touch found
 	resigned bool // an own cookie was sent already
 }
 
@@ -568,6 +570,15 @@ func (m *model) lost(user string, at span) bool {
 
 func (m *model) kill(s *stored) { s.live = false }
 
+// ended ends a session by a call. If its reply was lost, the session is to Redis as
+// one that vanished.
+func (m *model) ended(s *stored, st *step, o *seen) {
+	m.kill(s)
+	if st.fault == lostReply {
+		s.lost = o.at
+	}
+}
+
 // apply returns the model after a step of which o was observed, or what of it the
 // page denies. Where the page leaves a choice, o tells which was made.
 func (m *model) apply(st *step, o *seen) ([]*model, error) {
@@ -928,6 +939,11 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 		if err := o.nothing(opNames[st.op] + " with " + firstWord(o.err)); err != nil {
 			return nil, err
 		}
+		if how == current && !r.loaded {
+			before := *s // it may have been loaded first, which prolongs it
+			s.use(r.conf, o.at, false)
+			s.exp, s.seen = union(s.exp, before.exp), union(s.seen, before.seen)
+		}
 		if err := r.same(o); err != nil {
 			// It was not loaded and now is, but could not be saved.
 			return []*model{m}, r.merged(s, o)
@@ -1081,8 +1097,8 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 	}
 
 	// The cookie.
-	must := st.op != opCommit || own || optionChanged && (r.loaded || prior != s.maxAge) || renew || r.signed != r.conf.signs() && !r.resigned && r.loaded
-	may2 := must || !r.loaded || s.maxAge != r.maxAge0 || s.maxAge > 0
+	must := st.op != opCommit || own || optionChanged && (r.loaded || prior != s.maxAge) || renew || r.signed != r.conf.signs() && !r.resigned && r.loaded && !(reloadForgetsSignature && r.reloaded)
+	may2 := must || r.reloaded && r.signed != r.conf.signs() || !r.loaded || s.maxAge != r.maxAge0 || s.maxAge > 0
 	switch {
 	case live == nil && must:
 		return nil, disagree(opNames[st.op]+" sent no cookie", "")
@@ -1259,7 +1275,7 @@ func (m *model) idleCommit(st *step, o *seen, r *request, s *stored, how standin
 		return nil, err
 	}
 	resign := r.loaded && r.raw != "" && r.signed != r.conf.signs() && !r.resigned
-	must := resign && how == current
+	must := resign && how == current && !(reloadForgetsSignature && r.reloaded && len(o.cookies) == 0)
 	if resign && how != current && len(o.cookies) > 0 {
 		must = true // it can't know that the session is gone
 	}
@@ -1293,7 +1309,8 @@ func (m *model) checkCookie(c *cookie, r *request, s *stored, o *seen) error {
 	if c.signed != r.conf.signs() {
 		return disagree("cookie signed", "with key %d; want %d", c.signed, r.conf.signs())
 	}
-	if s.maxAge != r.maxAge0 && r.maxAge == r.maxAge0 && r.raw == s.raw && c.maxAge <= r.maxAge0 && (c.maxAge > 0) == (r.maxAge0 > 0) {
+	if s.maxAge != r.maxAge0 && r.maxAge == r.maxAge0 && r.raw == s.raw &&
+		(c.maxAge == r.maxAge0 || c.maxAge > 0 && c.maxAge <= max(r.maxAge0, r.learned)) {
 		return nil // a save that is not due to prolong the session sends what was loaded
 	}
 	if s.maxAge == 0 && c.maxAge != 0 {
@@ -1355,7 +1372,7 @@ func (m *model) destroy(st *step, o *seen) error {
 		if n >= 1 && !surely || n == 0 && !perhaps && st.fault != lostReply {
 			want = append(want, event{kind: "Destroyed"})
 		}
-		m.kill(s)
+		m.ended(s, st, o)
 	}
 	if other, _ := m.target(r.before); other != nil && other.live && o.count("Destroyed", other.id) > 0 {
 		// The session that it had loaded before it made its own ends as well.
@@ -1430,9 +1447,10 @@ func (m *model) refresh(st *step, o *seen) error {
 			return err
 		}
 		s.use(r.conf, o.at, true)
+		r.learned = s.maxAge
 		return nil
 	}
-	r.bind, r.emptied = nil, false
+	r.bind, r.emptied, r.reloaded = nil, false, true
 	return m.opened(r, s, o)
 }
 
@@ -1460,7 +1478,7 @@ func (m *model) revoke(st *step, o *seen) error {
 	if !want {
 		return o.only()
 	}
-	m.kill(s)
+	m.ended(s, st, o)
 	if st.fault == lostReply && o.count("Revoked", "") == 0 {
 		return o.only()
 	}
@@ -1515,7 +1533,7 @@ func (m *model) revokeUser(st *step, o *seen) error {
 		} else {
 			want = append(want, event{kind: "Revoked", id: s.id})
 		}
-		m.kill(s)
+		m.ended(s, st, o)
 	}
 	if o.n < len(want) || o.n > len(want)+optional {
 		return disagree("RevokeUser", "%d; want %d", o.n, len(want))

@@ -10,4 +10,7 @@ const (
 	// With RefuseNew, a save that binds, finds its session gone or superseded and whose
 	// first reply is lost leaves its place taken.
 	refuseCountsLostReply = true
+
+	// After a Reload a commit does not sign the cookie anew.
+	reloadForgetsSignature = true
 )

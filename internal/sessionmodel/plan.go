@@ -389,6 +389,9 @@ func (g *generator) rotate(c *conf) {
 		return slices.Equal(k.keys, keys) && k.hold == hold && k.allow == allow
 	})
 	j := i + 1 - 2*g.IntN(2)
+	if j == 0 && len(c.Enc) > 0 {
+		j = 2 // not to a server that can't read what others have encrypted
+	}
 	set(keyStages[min(max(j, 0), len(keyStages)-1)], c)
 }
 
@@ -598,7 +601,7 @@ func (g *generator) story(slot int) []step {
 		}
 		b := a
 		b.slot = second
-		if g.IntN(3) > 0 {
+		if g.IntN(3) > 0 || a.op == opAppend { // no two elements of lists are alike
 			g.n++
 			b.n = g.n * 13
 		}
