@@ -29,7 +29,8 @@ type FailurePolicy uint8
 const (
 	// FailDefault stands for Config.OnUnavailable in a Policy, and for Local there.
 	FailDefault FailurePolicy = iota
-	// FailOpen admits, uncounted.
+	// FailOpen admits, uncounted. It denies what comes with [ErrOverloaded], which is a
+	// burst in this process and not a Redis that is away.
 	FailOpen
 	// FailClosed denies.
 	FailClosed

@@ -2,12 +2,16 @@ package ratelimit
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
 // unavailable decides without Redis, by the failure policies.
 func (l *Limiter) unavailable(key string, cost int64, cause error, reserve *Reservation) (Result, error) {
-	if l.down.Load() == 0 && l.down.CompareAndSwap(0, int64(time.Since(base))+1) {
+	// A burst that this process can't pass on in time is what a limit is for: it opens
+	// none, and says nothing of Redis.
+	overloaded := errors.Is(cause, ErrOverloaded)
+	if !overloaded && l.down.Load() == 0 && l.down.CompareAndSwap(0, int64(time.Since(base))+1) {
 		l.cfg.Hooks.changed(false, cause)
 	}
 	closed := false
@@ -17,6 +21,8 @@ func (l *Limiter) unavailable(key string, cost int64, cause error, reserve *Rese
 			continue
 		}
 		switch p.down {
+		case FailOpen:
+			closed = closed || overloaded && l.set.local == nil
 		case FailClosed:
 			closed = true
 		case LocalThenClosed:

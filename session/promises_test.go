@@ -371,6 +371,7 @@ func TestManySessionsOfAUser(t *testing.T) {
 			}
 			spared = session.ID(v.s)
 		}
+		_ = st.Close() // waits for what saves began in the background, which would be counted
 		seen := map[string]bool{}
 		trips := redistest.Count(t, rdb, func() {
 			for info, err := range st.SessionsOf(t.Context(), "ada") {
