@@ -72,7 +72,7 @@ func TestRedisDown(t *testing.T) {
 		t.Errorf("a response whose session can't be saved got %d; want 503", code)
 	}
 	a.want(map[string]int64{
-		"redporch.ratelimit.decisions{limiter=web,outcome=allowed,policy=,source=open}": 1,
+		"redporch.ratelimit.decisions{limiter=web,outcome=allowed,policy=api,source=local}": 1,
 		"redporch.ratelimit.redis.available{limiter=web}":                               0,
 		"redporch.session.operation.duration{operation=load,outcome=error}":             -1,
 		"redporch.session.loads{outcome=unavailable,store=web}":                         -1,
