@@ -73,10 +73,10 @@ func TestRedisDown(t *testing.T) {
 	}
 	a.want(map[string]int64{
 		"redporch.ratelimit.decisions{limiter=web,outcome=allowed,policy=api,source=local}": 1,
-		"redporch.ratelimit.redis.available{limiter=web}":                               0,
-		"redporch.session.operation.duration{operation=load,outcome=error}":             -1,
-		"redporch.session.loads{outcome=unavailable,store=web}":                         -1,
-		"redporch.session.commits{outcome=error}":                                       -1,
+		"redporch.ratelimit.redis.available{limiter=web}":                                   0,
+		"redporch.session.operation.duration{operation=load,outcome=error}":                 -1,
+		"redporch.session.loads{outcome=unavailable,store=web}":                             -1,
+		"redporch.session.commits{outcome=error}":                                           -1,
 	})
 	span := a.span("GET /city/{user}")
 	if span.Status.Code != codes.Error {

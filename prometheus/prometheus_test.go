@@ -199,7 +199,7 @@ func TestRedisDown(t *testing.T) {
 	a.get("/city/ada", cookie)
 	a.want(map[string]float64{
 		"redporch_ratelimit_redis_available{limiter=web}":                                                              0,
-		"redporch_ratelimit_decisions_total{limiter=web,outcome=allowed,policy=,source=open}":                          1,
+		"redporch_ratelimit_decisions_total{limiter=web,outcome=allowed,policy=api,source=local}":                      1,
 		"redporch_http_request_duration_seconds{http_response_status_code=503,http_route=GET /city/{user},outcome=ok}": 1,
 	})
 	for _, series := range []string{

@@ -94,16 +94,32 @@ func localPolicy(p Policy, share float64) Policy {
 		us, rate = us*longer, rate*longer
 	}
 	rate = min(rate, float64(p.burst)*us) // more is lost, and refused
+	// Numbers whose product is too large become smaller together: the rate stays.
+	for f := 1.0; rate/f >= 1000 && us/f >= 1000; f *= 2 {
+		q := p
+		q.limit = int64(rate / f)
+		q.window = time.Duration(math.Ceil(us/f)) * time.Microsecond
+		if q.window <= maxWindow && q.check() == nil {
+			return q
+		}
+	}
 	p.limit = max(1, int64(rate))
 	for k := int64(1); ; k *= 10 {
 		p.window = time.Duration((int64(us)+k-1)/k*k) * time.Microsecond
 		if p.window > maxWindow {
 			p.window = maxWindow
 		}
-		if p.check() == nil || k > int64(us) {
+		if p.check() == nil {
 			return p
 		}
+		if k > int64(us) {
+			break
+		}
 	}
+	for p.burst > 1 && p.check() != nil { // it would take too long to fill
+		p.burst /= 2
+	}
+	return p
 }
 
 func (l *local) shard(key string) (*localShard, localID) {

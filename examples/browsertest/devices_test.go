@@ -1,7 +1,6 @@
 package browsertest
 
 import (
-	"strings"
 	"testing"
 	"time"
 
@@ -58,7 +57,7 @@ func TestDevices(t *testing.T) {
 func TestTwoServers(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
-	env := []string{"REDIS_URL=unix://" + s.Addr(), "SESSION_KEYS=" + strings.Repeat("ab", 32)}
+	env := []string{"REDIS_URL=unix://" + s.Addr(), "SESSION_KEYS=" + "6b1f0c93e2d87a4455be19f703ca8e21d94c7706f8a35b60129edc4437e1ab58"}
 	one, two := startServer(t, env...), startServer(t, env...)
 	b := startBrowser(t)
 	first, second := b.device(t, "at one", one), b.device(t, "at two", two)

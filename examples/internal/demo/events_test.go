@@ -134,7 +134,7 @@ func TestEvents(t *testing.T) {
 // What happens on one server is seen by pages that are open on another.
 func TestEventsAcrossServers(t *testing.T) {
 	r := redistest.Start(t)
-	env := map[string]string{"REDIS_URL": "unix://" + r.Addr(), "SESSION_KEYS": strings.Repeat("ab", 32)}
+	env := map[string]string{"REDIS_URL": "unix://" + r.Addr(), "SESSION_KEYS": testKey}
 	one, two := newBrowser(t, startServer(t, env)), newBrowser(t, startServer(t, env))
 	one.ask("/login", url.Values{"user": {"ada"}}, 303)
 	two.ask("/login", url.Values{"user": {"ada"}}, 303)
