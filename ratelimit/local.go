@@ -104,6 +104,13 @@ func localPolicy(p Policy, share float64) Policy {
 		}
 	}
 	p.limit = max(1, int64(rate))
+	q := p // or the burst becomes smaller
+	q.window = min(time.Duration(math.Ceil(us))*time.Microsecond, maxWindow)
+	for ; q.burst >= max(1, p.burst>>12); q.burst /= 2 {
+		if q.check() == nil {
+			return q
+		}
+	}
 	for k := int64(1); ; k *= 10 {
 		p.window = time.Duration((int64(us)+k-1)/k*k) * time.Microsecond
 		if p.window > maxWindow {
