@@ -325,7 +325,7 @@ func (p *player) compare(op Op, g []got) error {
 		case op.Kind == "allow" || op.Kind == "upto" || op.Kind == "peek" || op.Kind == "reserve":
 			at := g[0].res.At.UnixMicro()
 			if at < p.lo || at > p.hi {
-				return fmt.Errorf("At is %d, the server's clock was between %d and %d", at, p.lo, p.hi)
+				return fmt.Errorf("at is %d, the server's clock was between %d and %d", at, p.lo, p.hi)
 			}
 			times[0] = at
 		case op.Kind == "together" || op.Kind == "reset" || op.Kind == "unban" || op.Kind == "scriptflush" || op.Kind == "persist":
@@ -411,7 +411,7 @@ func (p *player) tell(c *chooser, w *World, now int64, op Op, g []got) error {
 			left = slices.Delete(left, k, k+1)
 			at := g[i].res.At.UnixMicro()
 			if at < last || p.env.SetTime == nil && (at < p.lo || at > p.hi) {
-				return fmt.Errorf("At of %v is not in order", op.Calls[i])
+				return fmt.Errorf("at of %v is not in order", op.Calls[i])
 			}
 			last, c.merged = at, !first
 			err := p.tellCall(c, w, at, op.Calls[i], g[i].res)
