@@ -133,6 +133,9 @@ func TestAnswers(t *testing.T) {
 			{"mapped", "", noRows, cacheaside.ErrNotFound, 1},
 			{"error", "", down, down, 2},
 		} {
+			if name == "bulk" && tt.what == "mapped" {
+				continue // a bulk load leaves out what it did not find
+			}
 			t.Run(name+" "+tt.what, func(t *testing.T) {
 				_, rdb := redistest.Mini(t)
 				var loads atomic.Int64
@@ -145,9 +148,6 @@ func TestAnswers(t *testing.T) {
 					cloned++
 					return v
 				}})
-				if name == "bulk" && tt.what == "mapped" {
-					t.Skip("a bulk load leaves out what it did not find")
-				}
 				c := newCache(t, rdb, load, cacheaside.Config{NotFound: []error{noRows}, L1Entries: -1}, funcs)
 				for range 2 {
 					v, err := call(t.Context(), c)

@@ -84,49 +84,71 @@ func localPolicy(p Policy, share float64) Policy {
 		p.limit = scale(p.limit, share)
 		return p
 	}
-	// The rate is a share of at least 1, so that it needs a longer period if it is small;
-	// both lose less than a thousandth by being whole.
+	// The numbers that a bucket is computed with have to be small where its burst is large,
+	// see numbers. So the share of the rate is the best fraction of small whole numbers below
+	// it, in units a tick, for the finest tick that loses less than a thousandth.
 	p.burst = scale(p.burst, share)
-	us := float64(p.window.Microseconds())
-	rate := float64(p.limit) * share
-	if rate < 1000 {
-		longer := min(1000/rate, float64(maxWindow.Microseconds())/us)
-		us, rate = us*longer, rate*longer
-	}
-	rate = min(rate, float64(p.burst)*us) // more is lost, and refused
-	// Numbers whose product is too large become smaller together: the rate stays.
-	for f := 1.0; rate/f >= 1000 && us/f >= 1000; f *= 2 {
-		q := p
-		q.limit = int64(rate / f)
-		q.window = time.Duration(math.Ceil(us/f)) * time.Microsecond
-		if q.window <= maxWindow && q.check() == nil {
-			return q
+	rate := min(float64(p.limit)*share/float64(p.window.Microseconds()), float64(p.burst)) // a µs
+	longestPeriod := maxWindow.Microseconds()
+	part, had := p, 0.0
+	part.limit, part.window, part.burst = 1, maxWindow, min(p.burst, int64(longest/maxWindow)) // where the rate is smaller
+	for tick := int64(1); tick <= longestPeriod; tick *= 10 {
+		n, d := below(rate*float64(tick), maxUnits, min(longestPeriod/tick, maxExact/2/p.burst))
+		if n == 0 {
+			continue
 		}
-	}
-	p.limit = max(1, int64(rate))
-	q := p // or the burst becomes smaller
-	q.window = min(time.Duration(math.Ceil(us))*time.Microsecond, maxWindow)
-	for ; q.burst >= max(1, p.burst>>12); q.burst /= 2 {
-		if q.check() == nil {
-			return q
+		q, period := p, time.Duration(d*tick)*time.Microsecond
+		times := int64((minWindow + period - 1) / period)
+		q.limit, q.window = n*times, period*time.Duration(times)
+		// Rounded down, a rate may take a little longer than is allowed to fill its burst.
+		q.burst = max(1, int64(min(float64(q.burst), float64(longest)/float64(q.window)*float64(q.limit)*(1-1e-9))))
+		if got := float64(n) / float64(d*tick); got > had && q.check() == nil {
+			part, had = q, got
 		}
-	}
-	for k := int64(1); ; k *= 10 {
-		p.window = time.Duration((int64(us)+k-1)/k*k) * time.Microsecond
-		if p.window > maxWindow {
-			p.window = maxWindow
-		}
-		if p.check() == nil {
-			return p
-		}
-		if k > int64(us) {
+		if had > 0.999*rate {
 			break
 		}
 	}
-	for p.burst > 1 && p.check() != nil { // it would take too long to fill
-		p.burst /= 2
+	return part
+}
+
+// below returns the largest fraction n/d that is not above x, for n up to mostN and d up to
+// mostD; 0/1 if there is none above 0. It walks down the Stern-Brocot tree, many steps of
+// one direction at a time (Graham, Knuth, Patashnik, Concrete Mathematics, section 4.5).
+func below(x float64, mostN, mostD int64) (n, d int64) {
+	upN, upD := int64(1), int64(0) // above x
+	d = 1
+	if mostD < 1 {
+		return 0, 1
 	}
-	return p
+	const close = 1e-13 // what a float64 has lost by now
+	for {
+		short, over := x*float64(d)-float64(n), float64(upN)-x*float64(upD)
+		if short <= close*x*float64(d) || over <= close*x*float64(upD) {
+			// Where x is the upper one but for the error of a float64, that is x itself.
+			if over <= close*x*float64(upD) && upD > 0 && upN <= mostN && upD <= mostD {
+				return upN, upD
+			}
+			return n, d
+		}
+		up := min(short/over, float64(mostN-n)/float64(upN))
+		if upD > 0 {
+			up = min(up, float64(mostD-d)/float64(upD))
+		}
+		n, d = n+int64(up)*upN, d+int64(up)*upD
+		short = x*float64(d) - float64(n)
+		down := 0.0
+		if short > close*x*float64(d) {
+			down = min(over/short, float64(mostD)) // further, its denominator is too large
+			if whole := float64(int64(down)); whole == over/short {
+				down = whole - 1 // x itself would be above x
+			}
+			upN, upD = upN+int64(down)*n, upD+int64(down)*d
+		}
+		if up < 1 && down < 1 || upD > mostD {
+			return n, d
+		}
+	}
 }
 
 func (l *local) shard(key string) (*localShard, localID) {

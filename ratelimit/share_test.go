@@ -35,8 +35,14 @@ func testShares(t *testing.T, seed uint64) {
 			t.Fatalf("seed %d: a share of %v of %v is %v", seed, share, p, part)
 		}
 		if p.algo == tokenBucket {
+			fills := float64(part.burst+1) / float64(part.limit) * float64(part.window)
+			if want := scale(p.burst, share); part.burst > want || part.burst < want && fills <= float64(longest)*0.999 {
+				t.Fatalf("seed %d: a share of %v of %v is %v; want a burst of %d", seed, share, p, part, want)
+			}
+		}
+		if p.algo == tokenBucket {
 			whole, some := float64(p.limit)/float64(p.window), float64(part.limit)/float64(part.window)
-			if some > whole*share*1.01 && part.limit > 1 || some < whole*share*0.95 && float64(part.window) < 0.999*float64(maxWindow) && part.limit > 1 && float64(part.limit) < float64(part.burst)*float64(part.window.Microseconds())*0.9 {
+			if some > whole*share*1.01 && part.limit > 1 || some < whole*share*0.95 && part.window < maxWindow && part.limit > 1 && float64(part.limit) < float64(part.burst)*float64(part.window.Microseconds())*0.9 {
 				t.Fatalf("seed %d: a share of %v of %v is %v, %v of its rate", seed, share, p, part, some/whole)
 			}
 		}
