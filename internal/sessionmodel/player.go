@@ -485,9 +485,8 @@ func (o *seen) look(q *played) {
 
 func (p *player) load(ctx context.Context, st *step, o *seen) {
 	q := &played{st: p.stores[st.store], conf: p.confs[st.store], browser: st.browser, store: st.store}
-	p.mu.Lock()
+	p.mu.Lock() // another call may be given a cookie at the same time
 	q.label = fmt.Sprint("device ", p.steps)
-	p.mu.Unlock()
 	var value string
 	jar := p.jars[st.browser]
 	switch {
@@ -501,6 +500,7 @@ func (p *player) load(ctx context.Context, st *step, o *seen) {
 	o.conf, o.label = q.conf, q.label
 	o.came, _, _ = strings.Cut(value, ".")
 	o.signed = p.signed[value]
+	p.mu.Unlock()
 	q.r = newRequest(ctx, value, q.label)
 	s, err := q.st.New(q.r, cookieName)
 	q.s = s
