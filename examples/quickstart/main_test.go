@@ -24,10 +24,18 @@ func TestTranscript(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	program := strings.Replace(string(source), `"localhost:6379"`, `"`+m.Addr()+`"`, 1)
+	program := string(source)
+	replace := func(old, new string) {
+		t.Helper()
+		if strings.Count(program, old) != 1 {
+			t.Fatalf("main.go does not have %s once; this test replaces it", old)
+		}
+		program = strings.Replace(program, old, new, 1)
+	}
+	replace(`"localhost:6379"`, `"`+m.Addr()+`"`)
 	// The program listens where it is told and says nothing of it: give it a
 	// listener that reports its port.
-	program = strings.Replace(program, `http.ListenAndServe("localhost:8081", `, `listenAndServe(`, 1)
+	replace(`srv.ListenAndServe()`, `listenAndServe(srv)`)
 	dir, err := os.MkdirTemp(".", "_transcript") // inside the module, ignored by go list
 	if err != nil {
 		t.Fatal(err)
@@ -43,11 +51,11 @@ func TestTranscript(t *testing.T) {
 
 import ("fmt"; "net"; "net/http")
 
-func listenAndServe(h http.Handler) error {
+func listenAndServe(srv *http.Server) error {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil { return err }
 	fmt.Println(ln.Addr())
-	return http.Serve(ln, h)
+	return srv.Serve(ln)
 }
 `)
 	bin := filepath.Join(t.TempDir(), "quickstart")
