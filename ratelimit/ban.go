@@ -100,18 +100,26 @@ func (l *Limiter) Ban(ctx context.Context, key string, d time.Duration) error {
 		return fmt.Errorf("ratelimit: a ban of %v is outside %v to %v", d, minWindow, maxWindow)
 	}
 	ctx = context.WithoutCancel(ctx)
+	err := l.ban(ctx, key, d)
+	if err != nil && crossesSlots(err) { // the client did not know, now it does
+		err = l.ban(ctx, key, d)
+	}
+	l.forget(key)
+	return err
+}
+
+// ban sets the ban and raises the flag.
+func (l *Limiter) ban(ctx context.Context, key string, d time.Duration) error {
 	runs := [][]string{{l.keys.base(key), l.keys.flag}}
 	if l.conn.IsCluster() { // one slot after the other, so that no ban is there without the flag
 		runs = [][]string{{l.keys.flag}, {l.keys.base(key)}}
 	}
-	var err error
 	for _, keys := range runs {
-		if _, err = l.conn.Run(ctx, "ban", banScript.Cmd(ctx, keys, d.Microseconds(), l.keys.flag)); err != nil {
-			break
+		if _, err := l.conn.Run(ctx, "ban", banScript.Cmd(ctx, keys, d.Microseconds(), l.keys.flag)); err != nil {
+			return err
 		}
 	}
-	l.forget(key)
-	return err
+	return nil
 }
 
 // Unban lifts a ban. Other processes may deny for up to [Config.MaxStale] more. The

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -92,26 +93,45 @@ func (r *run) over() []int64 { return r.part(3) }
 func (c *core) send(ctx context.Context, f *flight) {
 	f.sent = time.Now()
 	c.group(f)
-	var parts [][]*subject
-	for i := 0; i < len(f.subject); {
-		j := i + 1
-		for j < len(f.subject) && j-i < maxSubjects && f.subject[j].set == f.subject[i].set {
-			j++
-		}
-		parts = append(parts, f.subject[i:j])
-		i = j
+	parts := c.parts(f, f.subject)
+	// Once more if bans must be looked at, and if the server turns out to know slots.
+	for tries := 0; len(parts) > 0 && tries < 3; tries++ {
+		parts = c.try(ctx, f, parts, tries > 0)
 	}
-	if again := c.try(ctx, f, parts, false); again != nil {
-		c.try(ctx, f, again, true)
+	for _, part := range parts {
+		fail(part, errReply)
 	}
 }
 
-// try runs a script for each of parts. It returns those about which nothing was decided
-// since their bans must be looked at, which all asks for from the start.
-func (c *core) try(ctx context.Context, f *flight, parts [][]*subject, all bool) (again [][]*subject) {
-	if len(parts) == 0 {
-		return nil // all had left
+// parts divides subjects, which are in order of their sets, into those that go into one
+// script run. It may change their order.
+func (c *core) parts(f *flight, subjects []*subject) (parts [][]*subject) {
+	// A client that is no ClusterClient has one lane. Where its server has told that keys
+	// of different slots can't meet, each slot has runs of its own.
+	slotted := c.lanes.one != nil && c.conn.IsCluster()
+	if slotted {
+		slices.SortStableFunc(subjects, func(a, b *subject) int {
+			return cmp.Or(cmp.Compare(a.set.id, b.set.id), cmp.Compare(f.of(a).slot(), f.of(b).slot()))
+		})
 	}
+	for i := 0; i < len(subjects); {
+		first, j := subjects[i], i+1
+		for j < len(subjects) && j-i < maxSubjects && subjects[j].set == first.set && (!slotted || f.of(subjects[j]).slot() == f.of(first).slot()) {
+			j++
+		}
+		parts = append(parts, subjects[i:j])
+		i = j
+	}
+	return parts
+}
+
+// slot is that of the call's keys on a cluster.
+func (cl *call) slot() uint16 { return roundtrip.Slot(cl.base) }
+
+// try runs a script for each of parts. It returns those about which nothing was decided:
+// their bans must be looked at, which all asks for from the start, or their keys are in
+// different slots.
+func (c *core) try(ctx context.Context, f *flight, parts [][]*subject, all bool) (again [][]*subject) {
 	cmds := make([]redis.Cmder, len(parts))
 	looks := make([]int, len(parts)) // at the bans of so many subjects, the first of a part
 	for i, part := range parts {
@@ -125,6 +145,10 @@ func (c *core) try(ctx context.Context, f *flight, parts [][]*subject, all bool)
 		}
 		cmd := cmds[i].(*roundtrip.IntsCmd)
 		if e := cmd.Err(); e != nil {
+			if crossesSlots(e) && (len(part) > 1 || !all) {
+				again = append(again, c.parts(f, part)...)
+				continue
+			}
 			fail(part, c.conn.Classify("decide", e))
 			continue
 		}
@@ -141,6 +165,10 @@ func (c *core) try(ctx context.Context, f *flight, parts [][]*subject, all bool)
 	}
 	return again
 }
+
+// crossesSlots reports whether a server refused a command, before it did anything, since
+// it keeps slots apart in which the command has keys.
+func crossesSlots(err error) bool { return redis.HasErrorPrefix(err, "CROSSSLOT") }
 
 // outdate drops the denials of keys of which something was taken: less remains
 // than they say, and under the windows of other policies with the same state units
