@@ -165,6 +165,7 @@ func short() map[string]ratelimit.Policy {
 // A ban by another process holds from the next call on, also for a subject that was
 // admitted a moment ago, and for no other subject.
 func TestBanHoldsAtOnce(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		heard := listen(rdb)
 		other := another(t, rdb)
@@ -321,6 +322,7 @@ func TestBanKeysAreNotAskedFor(t *testing.T) {
 
 // When bans have ended, or are lifted, nothing is left of them.
 func TestBansEnd(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		heard := listen(rdb)
 		l := newLimiter(t, rdb, ratelimit.Config{PlainKeys: true}, ratelimit.TokenBucket("api", 1, time.Minute, 1e6))
@@ -388,6 +390,7 @@ func TestBansEnd(t *testing.T) {
 // A flag that was lost is made up for: no subject goes on for longer than lookEvery
 // without its ban being looked at.
 func TestLostFlag(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		listen(rdb)
 		for name, p := range short() {

@@ -16,6 +16,7 @@ import (
 // limits and together with whatever other policies, the key outlives what it holds for
 // the limiter that wrote last.
 func TestBucketKeysOutliveWhatTheyHold(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		var limiters []*ratelimit.Limiter
 		cfg := ratelimit.Config{NoDenialCache: true, PlainKeys: true}

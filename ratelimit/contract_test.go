@@ -50,6 +50,7 @@ func dump(t *testing.T, rdb redis.UniversalClient) map[string]string {
 }
 
 func TestDenialsAndPeeksChangeNothing(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		var all []ratelimit.Policy
 		for name, p := range five(3) {

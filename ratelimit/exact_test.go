@@ -520,6 +520,7 @@ var originals = func() map[string]Policy {
 }()
 
 func TestExact(t *testing.T) {
+	t.Parallel()
 	for _, names := range [][]string{
 		{"fixed"}, {"aligned"}, {"log"}, {"counter"}, {"many"}, {"bucket"}, {"large"}, {"leases"},
 		{"fixed", "log", "counter", "bucket", "leases"},

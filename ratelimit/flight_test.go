@@ -163,6 +163,7 @@ func TestCallsLeaveInOneScriptRun(t *testing.T) {
 // Who leaves before take-off is not charged; who leaves later is, unless the
 // option says otherwise.
 func TestCallersThatLeave(t *testing.T) {
+	t.Parallel()
 	p := ratelimit.FixedWindow("p", 10, time.Minute)
 	t.Run("before take-off", func(t *testing.T) {
 		h := hold(t, ratelimit.Config{}, p)

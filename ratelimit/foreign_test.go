@@ -19,6 +19,7 @@ import (
 // share flights. It is a bug to report to that subject, not an outage to ride out,
 // and no stranger notices.
 func TestForeignData(t *testing.T) {
+	t.Parallel()
 	const limit, callers = 50, 24
 	log, window := ratelimit.SlidingLog("log", limit, time.Minute), ratelimit.FixedWindow("window", limit, time.Minute)
 	type foreign struct {

@@ -12,6 +12,7 @@ import (
 // TestOracle plays short histories against a model that was written from the page
 // of this package alone; faults/ratelimitmodel plays long ones.
 func TestOracle(t *testing.T) {
+	t.Parallel()
 	for _, kind := range limitmodel.Kinds {
 		for seed := uint64(1); seed <= 2; seed++ {
 			m, rdb := redistest.Mini(t)

@@ -77,6 +77,7 @@ func child() {
 
 // 8 processes × 8 callers on one key are granted exactly the limit.
 func TestProcesses(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	var mu sync.Mutex
 	granted := make(map[string]int)

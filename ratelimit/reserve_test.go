@@ -88,6 +88,7 @@ func TestReserve(t *testing.T) {
 
 // Giving back must never add to what is there, nor to a later window.
 func TestRefundNeverExceedsTheLimit(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		for name, policy := range five(10) {
 			t.Run(name, func(t *testing.T) {
@@ -213,6 +214,7 @@ func TestRenew(t *testing.T) {
 }
 
 func TestWait(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		const window = 100 * time.Millisecond
 		l := newLimiter(t, rdb, ratelimit.Config{}, ratelimit.SlidingLog("w", 2, window))

@@ -142,6 +142,7 @@ func TestResetOfOnePolicy(t *testing.T) {
 // Whatever is done, no key is left without a TTL, and none ends before what it holds
 // does and a second more.
 func TestAllKeysEnd(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		seed := rand.Uint64()
 		rng := rand.New(rand.NewPCG(seed, 0))

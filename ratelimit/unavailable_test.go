@@ -190,6 +190,7 @@ func TestLocalTimePasses(t *testing.T) {
 
 // No call waits for a server that does not answer, and the state hook is told once.
 func TestPausedServer(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	rdb := s.Client()
 	var downs, ups atomic.Int64

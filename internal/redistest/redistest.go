@@ -2,12 +2,14 @@ package redistest
 
 import (
 	"context"
+	"flag"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
@@ -21,8 +23,18 @@ const (
 )
 
 // Main runs m's tests, stops the shared servers and exits with the tests' code.
-// Call it as the last thing in TestMain.
+// Call it as the last thing in TestMain. Of tests that call t.Parallel, sixteen run at
+// once, or as many as -parallel says: those here wait for servers more than they compute.
 func Main(m *testing.M) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		if err := flag.Set("test.parallel", "16"); err != nil {
+			panic(err)
+		}
+	}
+	logging.Disable() // of each connection that fails; what a test wants to know it asks
 	code := m.Run()
 	closeShared()
 	os.Exit(code)
