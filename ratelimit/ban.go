@@ -153,8 +153,8 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 			}
 		}
 	}
-	l.forget(key)
 	l.local.clear(key)
+	l.forget(key)
 	return err
 }
 

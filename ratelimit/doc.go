@@ -97,6 +97,7 @@
 //	Renew                                     1   0 without a Concurrency policy
 //	Refund, Reset, Ban, Unban                 1   2 for a Ban on a cluster
 //	AllowAll                                  1   for each call, and for each given back
+//	Wait                                      1   for all who wait and fit, and one each Config.MaxStale
 //
 // Concurrent decisions leave together: while two flights are under way further
 // calls gather, and leave when one has landed, those on the same key as one run
@@ -117,7 +118,7 @@
 //
 // # Concurrency
 //
-// A Limiter is safe for concurrent use, owns no goroutine while idle and needs no
-// Close. A caller whose context ends before its flight took off is not charged;
+// A Limiter is safe for concurrent use, owns no goroutine while nobody calls or waits, and
+// needs no Close. A caller whose context ends before its flight took off is not charged;
 // one that leaves later is, unless [Config.RefundAbandoned].
 package ratelimit

@@ -6,7 +6,8 @@ import "time"
 // caller's goroutine unless said otherwise, and must be safe for concurrent use.
 // They are given no keys. A panic in a hook is swallowed.
 type Hooks struct {
-	// OnDecision is told of each decision.
+	// OnDecision is told of each decision. Callers of Wait for one key may be decided about
+	// together, on a goroutine of the Limiter's: Cost is that of all of them then.
 	OnDecision func(Decision)
 	// OnStateChange is told once each time Redis becomes unavailable to the
 	// limiter, and once when it is available again.

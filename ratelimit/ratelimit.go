@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type core struct {
 	lanes  lanes
 	denied *denials // nil if off
 	local  *local
+	waits  waits
 	// down is when Redis became unavailable, nanoseconds after base; 0 while it is
 	// not.
 	down atomic.Int64
@@ -46,6 +48,7 @@ type policySet struct {
 	policies []compiled
 	header   []any
 	most     int64 // cost above which no policy ever admits
+	fits     int64 // cost above which the set never admits; of shadows alone there is none
 	phased   bool
 	leased   bool
 	listed   bool // a policy needs the script to tell when it admits
@@ -144,7 +147,7 @@ func checkAll(policies []Policy) error {
 const maxPolicies = 16
 
 func (c *core) newSet(policies []Policy) (*policySet, error) {
-	s := &policySet{id: c.sets.Add(1)}
+	s := &policySet{id: c.sets.Add(1), fits: math.MaxInt64}
 	var inProcess []compiled
 	var errs []error
 	for _, p := range policies {
@@ -162,6 +165,9 @@ func (c *core) newSet(policies []Policy) (*policySet, error) {
 		cp := p.compile()
 		s.policies = append(s.policies, cp)
 		s.most = max(s.most, cp.cap)
+		if !p.shadow {
+			s.fits = min(s.fits, cp.cap)
+		}
 		s.phased = s.phased || p.offset == phased
 		s.leased = s.leased || p.algo == concurrency
 		s.listed = s.listed || cp.listed()
@@ -231,8 +237,16 @@ func (l *Limiter) decide(ctx context.Context, key string, cost int64, reserve *R
 	if err := ctx.Err(); err != nil {
 		return Result{}, ended(err, false)
 	}
-	// More than any policy admits is all the same.
-	cost = max(min(cost, l.set.most+1), -l.set.most)
+	// More than any policy admits is all the same to them.
+	res, err := l.decideUpTo(ctx, key, max(min(cost, l.set.most+1), -l.set.most), reserve)
+	if res.Allowed && (cost > 0 || res.Policy == "") {
+		res.Granted = max(cost, -cost)
+	}
+	return res, err
+}
+
+// decideUpTo is decide for a cost that is more than all policies admit by one at most.
+func (l *Limiter) decideUpTo(ctx context.Context, key string, cost int64, reserve *Reservation) (Result, error) {
 	var b *bucket
 	var epoch uint64
 	hash := hashOf(key)
@@ -310,11 +324,12 @@ func (l *Limiter) learn(b *bucket, epoch uint64, key string, cost int64, res *Re
 }
 
 // forget drops what is known of key, after something may have loosened its
-// limits.
+// limits, and tells those who wait.
 func (c *core) forget(key string) {
 	if c.denied != nil {
 		c.denied.bucket(hashOf(key)).drop(key)
 	}
+	c.waits.returned(key)
 }
 
 // ask lets Redis decide. The call is the n-th of run r on s, sent at sent.

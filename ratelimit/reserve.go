@@ -93,6 +93,7 @@ func (r *Reservation) Commit(ctx context.Context, actual int64) error {
 	}
 	if r.local != nil {
 		r.local.settle(max(r.n-actual, 0))
+		r.l.waits.returned(r.key)
 		return nil
 	}
 	if r.parts != nil {

@@ -28,6 +28,9 @@ type Call struct {
 // then. Denials known in this process cost none, in any order. For a decision
 // that must be atomic make it one subject with several policies.
 //
+// A Limiter that holds units (see Holds) is refused, since nobody could end the lease;
+// use Reserve.
+//
 // The Result is that of the call that denied, whose RetryAfter need not be enough
 // for the others, or of the one with the least remaining. Policies holds those of
 // all calls that were asked. Errors are those of Allow.
@@ -38,6 +41,9 @@ func AllowAll(ctx context.Context, calls ...Call) (Result, error) {
 	for i := range calls {
 		if calls[i].Limiter == nil {
 			return Result{}, errors.New("ratelimit: a Call has no Limiter")
+		}
+		if err := calls[i].Limiter.lends("AllowAll"); err != nil {
+			return Result{}, err
 		}
 		if calls[i].Cost < 0 {
 			return Result{}, fmt.Errorf("ratelimit: cost %d is negative", calls[i].Cost)

@@ -80,8 +80,6 @@ func (o Op) String() string {
 
 // What the page promises and is not compared yet.
 const (
-	// A call that only shadows count is granted what it asks for.
-	shadowsCovered = false
 	// Refund beside reservations that are open: "Cancel gives back units of that call
 	// alone".
 	refundsCovered = false
@@ -510,9 +508,7 @@ func differ(o Outcome, ps []Policy, now int64, r ratelimit.Result) error {
 	check("At", r.At.UnixMicro(), now)
 	check("Allowed", r.Allowed, o.Allowed)
 	check("Banned", r.Banned, o.Banned)
-	if shadowsCovered || len(o.Deciding) > 0 || o.Banned {
-		check("Granted", r.Granted, o.Granted)
-	}
+	check("Granted", r.Granted, o.Granted)
 	check("RetryAfter", micros(r.RetryAfter), o.RetryAfter)
 	if o.Banned {
 		check("Policy", r.Policy, "")
