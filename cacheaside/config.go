@@ -104,8 +104,11 @@ type Config struct {
 	// well. It takes one connection to each master.
 	Tracking bool
 
-	// Timeout is the budget of one call to Redis, whatever the client's own
-	// timeouts are. Zero means DefaultTimeout.
+	// Timeout is how long a call waits for Redis, whatever the client's own timeouts
+	// are; of a miss that is read, lease and fill together. What was loaded is cached
+	// also if the fill comes later; if the lease does, it is loaded once more in the
+	// background. A caller who waits for another process' load waits as long again for
+	// each look at it, and GetMany for each 1,000 keys. Zero means DefaultTimeout.
 	Timeout time.Duration
 
 	// LoadTimeout ends the loader's context, and the wait for a loader that does

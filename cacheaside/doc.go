@@ -71,8 +71,8 @@
 //
 // # Failures
 //
-// Get and its kin never fail because of Redis: within [Config.Timeout] the loader
-// is called instead, for one caller a key and process, and for at most
+// Get and its kin never fail because of Redis: within one [Config.Timeout] for all that
+// Redis is asked the loader is called instead, for one caller a key and process, and for at most
 // [Config.MaxDirectLoads] keys. Invalidate and Update do report it: the keys are
 // queued, tried again in the background, and not read from the cache by this
 // process until that has succeeded. Stored values that are damaged or foreign are

@@ -162,12 +162,12 @@ func checkKeys[K comparable](t *testing.T, kc *keyCodec[K], a, b K) {
 
 func TestKeyErrors(t *testing.T) {
 	ss, _ := newKeyCodec[string]()
-	if _, err := ss.append(nil, strings.Repeat("x", maxKey+1)); !errors.Is(err, errBadKey) {
-		t.Errorf("a key of %d bytes: %v; want errBadKey", maxKey+1, err)
+	if _, err := ss.append(nil, strings.Repeat("x", maxKey+1)); !errors.Is(err, ErrBadKey) {
+		t.Errorf("a key of %d bytes: %v; want ErrBadKey", maxKey+1, err)
 	}
 	ps, _ := newKeyCodec[*netip.Addr]()
-	if _, err := ps.append(nil, nil); !errors.Is(err, errBadKey) {
-		t.Errorf("a nil key: %v; want errBadKey", err)
+	if _, err := ps.append(nil, nil); !errors.Is(err, ErrBadKey) {
+		t.Errorf("a nil key: %v; want ErrBadKey", err)
 	}
 	is, _ := newKeyCodec[int8]()
 	if k, ok := is.parse("128"); ok {

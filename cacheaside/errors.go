@@ -41,6 +41,10 @@ var (
 	// ErrVetoed wraps the error of a BeforeInvalidate hook.
 	ErrVetoed = errors.New("cacheaside: invalidation was vetoed")
 
+	// ErrBadKey says that a key can't be cached: its text is longer than 4,096 bytes, or
+	// its MarshalText failed. Nothing was loaded or invalidated.
+	ErrBadKey = errors.New("cacheaside: key can't be encoded")
+
 	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("cacheaside: cache is closed")
 
@@ -48,9 +52,9 @@ var (
 	errUnreadable  = errors.New("stored entry is damaged or of a foreign format")
 	errForeign     = errors.New("stored value was not written by this cache")
 	errTooLarge    = errors.New("encoded value is larger than MaxValue")
-	errBadKey      = errors.New("cacheaside: key can't be encoded")
+	errSlow        = fmt.Errorf("%w: nothing was left of Timeout", ErrTimeout)
 	errReply       = errors.New("cacheaside: Redis answered in an unexpected form")
-	errKeyTooLarge = fmt.Errorf("%w: longer than %d bytes", errBadKey, maxKey)
+	errKeyTooLarge = fmt.Errorf("%w: longer than %d bytes", ErrBadKey, maxKey)
 )
 
 // PanicError is the error that callers get when a loader, or another function of the

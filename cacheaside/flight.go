@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 )
 
 // A flight is one attempt to get one key's value on behalf of all callers of this
@@ -42,11 +43,12 @@ type flight[K comparable, V any] struct {
 
 // sighting is what the first caller of a flight saw at Redis.
 type sighting[V any] struct {
-	direct  bool      // don't ask Redis
-	force   bool      // load, whatever the key holds
-	expired *entry    // to be refreshed
-	old     *Entry[V] // its value
-	replace *string   // unreadable, to be replaced
+	direct  bool          // don't ask Redis
+	force   bool          // load, whatever the key holds
+	expired *entry        // to be refreshed
+	old     *Entry[V]     // its value
+	replace *string       // unreadable, to be replaced
+	left    time.Duration // of Config.Timeout, for what Redis is asked from now on
 }
 
 type result[V any] struct {

@@ -138,55 +138,90 @@ func TestSoftTimeout(t *testing.T) {
 	eventually(t, "the load that went on is cached", func() bool { v, _, _ := c.Peek(ctx, "k"); return v == "new" || g.loads.Load() > 2 })
 }
 
-// TestEarlyRefresh: values that take long to load are loaded again before they
-// expire, by one of many callers, who don't wait. In a bubble, whose clock stands
-// while somebody works.
-func TestEarlyRefresh(t *testing.T) {
+// TestErrorBackoff: the longest pause there may be, at its longest, serves what is stale
+// and calls the loader once.
+func TestErrorBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, rdb := redistest.Bubble(t)
-		ctx := t.Context()
-		var loads, waited, reads atomic.Int64
-		load := func(context.Context, string) (int64, error) {
-			time.Sleep(20 * time.Millisecond)
-			return loads.Add(1), nil
-		}
-		cfg := cacheaside.Config{TTL: 300 * time.Millisecond, Jitter: -1, EarlyRefresh: 2, L1Entries: -1, NoCoalesce: true}
-		a, b := newCache(t, rdb, load, cfg), newCache(t, rdb, load, cfg)
-		_, err := a.Get(ctx, "k")
-		must(t, err)
-		var wg sync.WaitGroup
-		end := time.Now().Add(3 * time.Second)
-		for _, c := range []*cacheaside.Cache[string, int64]{a, b} {
-			for range 4 {
-				wg.Go(func() {
-					for time.Now().Before(end) {
-						e, err := c.GetEntry(ctx, "k")
-						if err != nil {
-							t.Error(err)
-						}
-						if e.Source == cacheaside.SourceLoader {
-							waited.Add(1)
-						}
-						reads.Add(1)
-						time.Sleep(time.Millisecond)
-					}
-				})
+		loads := 0
+		c := newCache(t, rdb, func(context.Context, string) (string, error) {
+			if loads++; loads > 1 {
+				return "", errors.New("away")
 			}
-		}
-		wg.Wait()
-		time.Sleep(time.Second) // the last refresh ends
-		// 3 s of lives of at most 300 ms. The earliest of 8 draws a millisecond ends
-		// one after about 80; were each process to load, there would be twice as many.
-		if n := loads.Load(); n < 10 || n > 55 {
-			t.Errorf("%d loads; want about 37", n)
-		}
-		if n := waited.Load(); n > 0 {
-			t.Errorf("%d of %d reads waited for a load; want none", n, reads.Load())
-		}
-		if a.Stats().Refreshes+b.Stats().Refreshes == 0 {
-			t.Error("no refresh in the background")
+			return "v", nil
+		}, cacheaside.Config{TTL: time.Second, StaleIfError: 9 * 365 * 24 * time.Hour, ErrorBackoff: 24 * time.Hour, L1Entries: -1})
+		for n := 1; n <= 10; n++ {
+			for range 3 {
+				if v, err := c.Get(t.Context(), "k"); err != nil || v != "v" {
+					t.Fatalf("Get after %d loads = %q, %v; want v", loads, v, err)
+				}
+			}
+			if loads != n {
+				t.Fatalf("%d loads; want %d, one a pause", loads, n)
+			}
+			time.Sleep(32 * 24 * time.Hour)
 		}
 	})
+}
+
+// TestEarlyRefresh: values that take long to load are loaded again before they
+// expire, by one of many callers, who don't wait, with the first level and without. In a
+// bubble, whose clock stands while somebody works.
+func TestEarlyRefresh(t *testing.T) {
+	for _, l1 := range []int{-1, 100} {
+		synctest.Test(t, func(t *testing.T) { earlyRefresh(t, l1) })
+	}
+}
+
+func earlyRefresh(t *testing.T, l1 int) {
+	_, rdb := redistest.Bubble(t)
+	ctx := t.Context()
+	var loads, waited, reads atomic.Int64
+	load := func(context.Context, string) (int64, error) {
+		time.Sleep(20 * time.Millisecond)
+		return loads.Add(1), nil
+	}
+	cfg := cacheaside.Config{TTL: 300 * time.Millisecond, Jitter: -1, EarlyRefresh: 2, L1Entries: l1, NoCoalesce: true}
+	a, b := newCache(t, rdb, load, cfg), newCache(t, rdb, load, cfg)
+	_, err := a.Get(ctx, "k")
+	must(t, err)
+	var wg sync.WaitGroup
+	end := time.Now().Add(3 * time.Second)
+	for _, c := range []*cacheaside.Cache[string, int64]{a, b} {
+		for range 4 {
+			wg.Go(func() {
+				for time.Now().Before(end) {
+					e, err := c.GetEntry(ctx, "k")
+					if err != nil {
+						t.Error(err)
+					}
+					if e.Source == cacheaside.SourceLoader {
+						waited.Add(1)
+					}
+					reads.Add(1)
+					time.Sleep(time.Millisecond)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	time.Sleep(time.Second) // the last refresh ends
+	// 3 s of lives of at most 300 ms. The earliest of 8 draws a millisecond ends
+	// one after about 80; were each process to load, there would be twice as many.
+	if n := loads.Load(); n < 10 || n > 55 {
+		t.Errorf("first level %d: %d loads; want about 37", l1, n)
+	}
+	if n := waited.Load(); n > 0 {
+		t.Errorf("first level %d: %d of %d reads waited for a load; want none", l1, n, reads.Load())
+	}
+	if a.Stats().Refreshes+b.Stats().Refreshes == 0 {
+		t.Errorf("first level %d: no refresh in the background", l1)
+	}
+	if n := a.Stats().L1Hits; n == 0 && l1 > 0 {
+		t.Error("the first level was not used")
+	}
+	must(t, a.Close())
+	must(t, b.Close())
 }
 
 // TestEarlyRefreshOnce: of the callers of two processes that find a value due to be

@@ -17,14 +17,15 @@ import (
 type Source uint8
 
 const (
-	SourceL1       Source = iota // this process
+	SourceNone     Source = iota // nowhere: there is no answer, and an error says why
+	SourceL1                     // this process
 	SourceRedis                  // Redis
 	SourceStale                  // Redis, past its TTL, see StaleWhileRevalidate and StaleIfError
 	SourceNegative               // Redis or this process: known not to exist
-	SourceLoader                 // the loader, called for this caller or for one that waited with it
+	SourceLoader                 // the loader, called for this caller or for one that waited with it; its errors too
 )
 
-// String returns "l1", "redis", "stale", "negative" or "loader".
+// String returns "none", "l1", "redis", "stale", "negative" or "loader".
 func (s Source) String() string {
 	if int(s) < len(sourceNames) {
 		return sourceNames[s]
@@ -32,14 +33,14 @@ func (s Source) String() string {
 	return fmt.Sprintf("source(%d)", uint8(s))
 }
 
-var sourceNames = [...]string{"l1", "redis", "stale", "negative", "loader"}
+var sourceNames = [...]string{"none", "l1", "redis", "stale", "negative", "loader"}
 
 // Entry is a value and what is known about it.
 type Entry[V any] struct {
 	Value  V
 	Source Source
 	Age    time.Duration // since it was loaded, by the clock of the Redis server
-	TTL    time.Duration // how long it stays fresh; zero if it is stale or was not cached
+	TTL    time.Duration // how long it stays fresh; zero if it is stale, or was not cached in time
 }
 
 // Get returns the value of key, from the cache or from the loader.
@@ -146,10 +147,12 @@ func (c *Cache[K, V]) get(ctx context.Context, key K) (Entry[V], error) {
 }
 
 func (c *Cache[K, V]) getRef(ctx context.Context, r *ref[K]) (Entry[V], error) {
+	left := c.cfg.Timeout
 	for try := 0; ; try++ {
 		if err := ctx.Err(); err != nil {
 			return Entry[V]{}, fmt.Errorf("cacheaside: get: %w", err)
 		}
+		begin := mono()
 		var now found[V]
 		mark := c.l1.capture(r)
 		if c.blocked(r) {
@@ -167,7 +170,8 @@ func (c *Cache[K, V]) getRef(ctx context.Context, r *ref[K]) (Entry[V], error) {
 		if try == 0 {
 			c.stats.misses.Add(1)
 		}
-		f, seat, own := c.flights.join(ctx, r, now.sighting(), try >= maxTries)
+		left -= time.Duration(mono() - begin)
+		f, seat, own := c.flights.join(ctx, r, now.sighting(left), try >= maxTries)
 		if own {
 			go c.run(f, nil)
 		}
@@ -232,8 +236,10 @@ func (c *Cache[K, V]) own(e Entry[V], err error) (Entry[V], error) {
 	return e, err
 }
 
-// sighting is what a flight has to know about what a key holds.
-func (now *found[V]) sighting() (seen sighting[V]) {
+// sighting is what a flight has to know about what a key holds. left is how long its
+// caller waits for Redis from now on.
+func (now *found[V]) sighting(left time.Duration) (seen sighting[V]) {
+	seen.left = left
 	switch now.state {
 	case unavailable, fenced, uncached:
 		seen.direct = true

@@ -128,7 +128,7 @@ func (c *Cache[K, V]) refOfText(text string) (ref[K], error) {
 	}
 	key, ok := c.keys.parse(text)
 	if !ok && !c.keys.marshal {
-		return ref[K]{}, fmt.Errorf("%w: a text that is not one of a %T", errBadKey, key)
+		return ref[K]{}, fmt.Errorf("%w: a text that is not one of a %T", ErrBadKey, key)
 	}
 	return c.refOf(key, c.base+text), nil
 }

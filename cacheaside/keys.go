@@ -72,12 +72,12 @@ func (kc *keyCodec[K]) append(dst []byte, key K) ([]byte, error) {
 func marshalText(key any) (text []byte, err error) {
 	defer func() {
 		if recover() != nil {
-			err = fmt.Errorf("%w: MarshalText panicked", errBadKey)
+			err = fmt.Errorf("%w: MarshalText panicked", ErrBadKey)
 		}
 	}()
 	text, err = key.(encoding.TextMarshaler).MarshalText()
 	if err != nil {
-		return nil, fmt.Errorf("%w: MarshalText failed", errBadKey)
+		return nil, fmt.Errorf("%w: MarshalText failed", ErrBadKey)
 	}
 	return text, nil
 }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -27,13 +28,12 @@ type attempt[K comparable, V any] struct {
 	mark     mark
 	lease    string // prefix that the fill expects; empty if it loads without one
 	versions []tagVersion
-	share    int  // seats of the flight that may have the result
-	landed   bool // the flight has ended
+	share    int         // seats of the flight that may have the result
+	landed   atomic.Bool // the flight has ended
 
 	value V
 	err   error
 	e     *entry
-	fill  *roundtrip.ScriptCmd
 }
 
 func newAttempt[K comparable, V any](f *flight[K, V]) *attempt[K, V] {
@@ -50,11 +50,7 @@ func (c *Cache[K, V]) seats(a *attempt[K, V]) int {
 
 // land ends an attempt, and starts the next flight if callers wait for one.
 func (c *Cache[K, V]) land(a *attempt[K, V], res result[V], share int) {
-	if a.landed {
-		return
-	}
-	a.landed = true
-	if a.f == nil {
+	if a.landed.Swap(true) || a.f == nil {
 		return
 	}
 	if next := c.flights.land(a.f, res, share); next != nil {
@@ -66,7 +62,7 @@ func (c *Cache[K, V]) land(a *attempt[K, V], res result[V], share int) {
 func (c *Cache[K, V]) settle(as []*attempt[K, V]) {
 	value := recover()
 	for _, a := range as {
-		if a.landed {
+		if a.landed.Load() {
 			continue
 		}
 		if value == nil {
@@ -92,8 +88,15 @@ func (c *Cache[K, V]) runAll(ctx context.Context, all []*attempt[K, V], bulk boo
 	waiting := all
 	defer func() { c.settle(waiting) }()
 	begin := time.Now()
-	for {
-		load, busy := c.acquire(ctx, waiting)
+	left := all[0].seen.left // bulk loads are of one caller
+	for first := true; ; first = false {
+		var load, busy []*attempt[K, V]
+		if first {
+			load, busy = c.acquire(ctx, waiting, bulk, left)
+			left -= time.Since(begin)
+		} else { // somebody else loads: each look has a Timeout of its own
+			load, busy = c.acquire(ctx, waiting, bulk, c.cfg.Timeout)
+		}
 		waited := time.Since(begin)
 		still := busy[:0]
 		for _, a := range busy {
@@ -109,11 +112,11 @@ func (c *Cache[K, V]) runAll(ctx context.Context, all []*attempt[K, V], bulk boo
 		}
 		waiting = still
 		if len(waiting) == 0 {
-			c.load(ctx, load, bulk, then)
+			c.load(ctx, load, bulk, left, then)
 			return
 		}
 		if len(load) > 0 {
-			go c.load(ctx, load, bulk, nil)
+			go c.load(ctx, load, bulk, left, nil)
 		}
 		// A poll costs Redis less than a microsecond, and grows with the wait, so it
 		// lengthens the wait by a quarter at most.
@@ -130,8 +133,10 @@ const maxPause = 50 * time.Millisecond
 const uncachedFor = 3 * maxPause
 
 // acquire takes the leases of keys, lands those that turn out to have a value, and
-// returns those to be loaded and those that somebody else loads.
-func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V]) (load, busy []*attempt[K, V]) {
+// returns those to be loaded and those that somebody else loads. It waits for Redis no
+// longer than left.
+func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V], bulk bool, left time.Duration) (load, busy []*attempt[K, V]) {
+	by := time.Now().Add(left)
 	for len(waiting) > 0 {
 		var asked, again []*attempt[K, V]
 		var cmds []redis.Cmder
@@ -165,15 +170,33 @@ func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V]) (lo
 				}
 			}
 		}
-		errs := c.each(ctx, "acquire", cmds)
-		for i, a := range asked {
-			g, err := grant{}, errs[i]
-			if err == nil {
+		var errs []error
+		ask := func() { errs = c.each(ctx, "acquire", cmds) }
+		answer := func(a *attempt[K, V], i int) (g grant, err error) {
+			if i >= len(errs) { // a hook of the client panicked
+				return g, errReply
+			}
+			if err = errs[i]; err == nil {
 				a.versions, err = c.captured(a.ref.tags, captures)
 			}
 			if err == nil {
 				g, err = c.granted(cmds[i].(*roundtrip.ScriptCmd))
 			}
+			return g, err
+		}
+		given := make(chan []*attempt[K, V], 1)
+		if !c.within(time.Until(by), ask, func() { c.leasedLate(ctx, <-given, bulk, answer) }) {
+			c.report("acquire", errSlow)
+			late := make([]*attempt[K, V], len(asked))
+			for i, a := range asked {
+				late[i] = &attempt[K, V]{ref: a.ref, seen: a.seen, mark: a.mark, lease: a.lease}
+				a.lease = ""
+			}
+			given <- late
+			return append(load, asked...), busy
+		}
+		for i, a := range asked {
+			g, err := answer(a, i)
 			switch {
 			case err != nil:
 				// The lease may have been taken nevertheless, even later. It must not
@@ -208,6 +231,53 @@ func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V]) (lo
 		waiting = again
 	}
 	return load, busy
+}
+
+// leasedLate uses leases that came after the callers had left for loads without: to load
+// once more in the background, so that there is a value for those who come next.
+func (c *Cache[K, V]) leasedLate(ctx context.Context, as []*attempt[K, V], bulk bool, answer func(*attempt[K, V], int) (grant, error)) {
+	var held []*attempt[K, V]
+	for i, a := range as {
+		g, err := answer(a, i)
+		switch {
+		case err != nil && a.lease[0] == kindLease:
+			c.release(ctx, a.ref, a.lease)
+		case err == nil && g.held:
+			held = append(held, a)
+		}
+	}
+	if len(held) > 0 {
+		c.stats.refreshes.Add(uint64(len(held)))
+		c.load(ctx, held, bulk, 0, nil)
+	}
+}
+
+// within runs f on a goroutine of its own and reports whether it ended in time. If not,
+// late is called when it does.
+func (c *Cache[K, V]) within(d time.Duration, f, late func()) bool {
+	var over atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if over.Swap(true) {
+				late()
+			}
+		}()
+		c.shield(f)
+	}()
+	timer := time.NewTimer(max(d, 0))
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+	}
+	if !over.Swap(true) {
+		return false
+	}
+	<-done
+	return true
 }
 
 // what came of a look at what a key holds.
@@ -258,7 +328,7 @@ func (c *Cache[K, V]) look(ctx context.Context, a *attempt[K, V], g *grant) int 
 
 // load calls the loader for keys that are leased or to be loaded without, stores what
 // it returns, and lands them.
-func (c *Cache[K, V]) load(ctx context.Context, as []*attempt[K, V], bulk bool, then func()) {
+func (c *Cache[K, V]) load(ctx context.Context, as []*attempt[K, V], bulk bool, left time.Duration, then func()) {
 	defer func() { c.settle(as) }()
 	over := sync.OnceFunc(func() {
 		if then != nil {
@@ -316,7 +386,7 @@ func (c *Cache[K, V]) load(ctx context.Context, as []*attempt[K, V], bulk bool, 
 	}
 	took := time.Since(begin)
 	c.loaded(took, len(as), err)
-	c.store(ctx, as, took)
+	c.store(ctx, as, took, left)
 }
 
 // place waits for a place among the loads without a lease, if one of the keys has
@@ -370,238 +440,4 @@ func (c *Cache[K, V]) deal(as []*attempt[K, V], values map[K]V, err error) {
 			a.err = ErrNotFound
 		}
 	}
-}
-
-// store keeps what was loaded, or gives the leases back, and lands the keys.
-func (c *Cache[K, V]) store(ctx context.Context, as []*attempt[K, V], took time.Duration) {
-	var back, fills []redis.Cmder
-	var stored []*attempt[K, V]
-	for _, a := range as {
-		a.e, a.err = c.enclose(a.ref, a.value, took, a.err, a.versions)
-		failed := a.err != nil && !c.isAnswer(a.err)
-		if failed {
-			var zero V
-			a.value = zero
-			a.share = c.seats(a) // a failure is not out of date for anybody
-		}
-		switch {
-		case a.lease == "":
-		case failed && a.lease[0] != kindLease:
-			// The entry stays. Others may try again after the pause that this process
-			// makes too.
-			back = append(back, c.claimCmd(ctx, a.ref, a.lease, max(c.cfg.ErrorBackoff, 0), true))
-		case a.e.prefix == "":
-			// An old value is out of date and goes.
-			back = append(back, c.releaseCmd(ctx, a.ref, a.lease, newPrefix(kindUncached)))
-		default:
-			stored = append(stored, a)
-		}
-	}
-	if len(back) > 0 {
-		if err := errors.Join(c.each(ctx, "release", back)...); err != nil {
-			c.report("release", err)
-		}
-	}
-	res := func(a *attempt[K, V]) result[V] {
-		return result[V]{entry: Entry[V]{Value: a.value, Source: SourceLoader}, err: a.err}
-	}
-	if len(stored) > 0 {
-		vouched := make([]int, len(stored))
-		reads := map[string]*redis.StringCmd{}
-		for i, a := range stored {
-			vouched[i] = c.seats(a)
-			a.fill = c.fillCmd(ctx, a.ref, a.lease, a.e)
-			fills = append(fills, a.fill)
-		}
-		for _, a := range stored {
-			for _, tag := range a.ref.tags {
-				if a.f != nil && reads[tag] == nil {
-					reads[tag] = redis.NewStringCmd(ctx, "get", c.tagKey(tag))
-					fills = append(fills, reads[tag])
-				}
-			}
-		}
-		errs := c.each(ctx, "fill", fills)
-		for i, a := range stored {
-			n := 0
-			if errs[i] == nil {
-				n, _ = a.fill.Int()
-			}
-			c.filled(n > 0, errs[i])
-			if n == 0 {
-				continue
-			}
-			r := res(a)
-			r.entry.TTL = milliseconds(a.e.fresh)
-			c.l1.put(a.ref, a.mark, &found[V]{raw: *a.e, entry: r.entry, err: r.err})
-			if a.seen.force { // other processes may still hold the old value
-				c.announce(ctx, a.ref)
-			}
-			if c.unchanged(a, reads) {
-				a.share = max(a.share, vouched[i])
-			}
-			c.land(a, r, a.share)
-		}
-	}
-	for _, a := range as {
-		c.land(a, res(a), a.share)
-	}
-}
-
-// unchanged reports whether the key's tags still have the versions from before the
-// load.
-func (c *Cache[K, V]) unchanged(a *attempt[K, V], reads map[string]*redis.StringCmd) bool {
-	if a.f == nil {
-		return false
-	}
-	for i, tag := range a.ref.tags {
-		read := reads[tag]
-		if read.Err() != nil || read.Val() != string(a.versions[i].version[:]) {
-			return false
-		}
-	}
-	return true
-}
-
-// enclose makes the entry for what a loader returned. Its prefix is empty if the
-// answer is not to be cached. The error is the loader's.
-func (c *Cache[K, V]) enclose(r *ref[K], value V, took time.Duration, err error, versions []tagVersion) (*entry, error) {
-	err = c.judge(r, err)
-	ttl := c.cfg.TTL
-	e := &entry{kind: kindValue, delta: took.Milliseconds(), tags: versions}
-	switch {
-	case err == nil:
-		var perr error
-		if gone := c.apart(func() { // the functions are the app's
-			if perr = c.pack.pack(e, value); perr == nil {
-				ttl, e.version = c.lifetime(value), c.version(value)
-			}
-		}); gone != nil {
-			perr = gone
-		}
-		if perr != nil {
-			c.stats.uncacheable.Add(1)
-			c.report("encode", perr)
-			return e, nil
-		}
-	case c.isAnswer(err):
-		if c.cfg.NegativeTTL < 0 {
-			return e, err
-		}
-		e.kind, ttl = kindNegative, c.cfg.NegativeTTL
-	default:
-		return e, err
-	}
-	e.prefix = newPrefix(e.kind)
-	e.written = c.now(r.entry)
-	e.fresh = max(c.jitter(ttl).Milliseconds(), 1)
-	return e, err
-}
-
-// lifetime is how long a value is fresh.
-func (c *Cache[K, V]) lifetime(value V) time.Duration {
-	if c.fn.TTL == nil {
-		return c.cfg.TTL
-	}
-	var ttl time.Duration
-	c.shield(func() { ttl = c.fn.TTL(value) })
-	if ttl <= 0 {
-		return c.cfg.TTL
-	}
-	return min(ttl, maxTTL)
-}
-
-func (c *Cache[K, V]) jitter(d time.Duration) time.Duration {
-	return d - time.Duration(c.cfg.Jitter*rand.Float64()*float64(d))
-}
-
-// judge tells the hooks and the back-off how a load went, and returns its error, which
-// matches ErrNotFound if it means that.
-func (c *Cache[K, V]) judge(r *ref[K], err error) error {
-	if err == nil || c.isAnswer(err) {
-		c.failing.clear(r.entry)
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			err = fmt.Errorf("%w: %w", ErrNotFound, err)
-		}
-		return err
-	}
-	c.stats.loadErrors.Add(1)
-	c.failing.note(r.entry, c.cfg.ErrorBackoff)
-	c.report("load", err)
-	return err
-}
-
-// isAnswer reports whether a loader's error says that the key does not exist.
-func (c *Cache[K, V]) isAnswer(err error) bool {
-	if errors.Is(err, ErrNotFound) {
-		return true
-	}
-	for _, means := range c.cfg.NotFound {
-		if errors.Is(err, means) {
-			return true
-		}
-	}
-	return false
-}
-
-type previousKey struct{}
-
-// Previous tells a loader what it is asked to renew: the value that is cached for the
-// key, past its time or soon to be. There is one in refreshes, early, late or by
-// Refresh, and none in bulk loads. The loader may ask its source whether the value has
-// changed, by an ETag in it for instance, and return [ErrNotModified] if not.
-func Previous[V any](ctx context.Context) (old Entry[V], ok bool) {
-	if e, is := ctx.Value(previousKey{}).(*Entry[V]); is {
-		return *e, true
-	}
-	return old, false
-}
-
-type outcome[T any] struct {
-	value T
-	err   error
-}
-
-// guard calls f, a user's loader, on a goroutine of its own, and waits for at
-// most timeout. A panic or Goexit in f becomes an error.
-func guard[T any](ctx context.Context, timeout time.Duration, then func(), f func(ctx context.Context) (T, error)) (T, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	done := make(chan outcome[T], 1)
-	go func() {
-		var out outcome[T]
-		returned := false
-		defer func() {
-			if !returned {
-				value := recover()
-				if value == nil {
-					value = errGoexit
-				}
-				out = outcome[T]{err: &PanicError{Value: value, Stack: debug.Stack()}}
-			}
-			if then != nil {
-				then()
-			}
-			done <- out
-		}()
-		out.value, out.err = f(ctx)
-		returned = true
-	}()
-	var out outcome[T]
-	select {
-	case out = <-done:
-	case <-ctx.Done():
-		// A loader that heeds its context returns now, with its own account of it.
-		grace := time.NewTimer(min(timeout/10, 100*time.Millisecond))
-		defer grace.Stop()
-		select {
-		case out = <-done:
-			if errors.Is(out.err, context.DeadlineExceeded) {
-				out.err = errors.Join(ErrLoadTimeout, out.err)
-			}
-		case <-grace.C:
-			out.err = ErrLoadTimeout
-		}
-	}
-	return out.value, out.err
 }

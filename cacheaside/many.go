@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -61,12 +62,14 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 		refs = append(refs, r)
 	}
 
+	left := c.cfg.Timeout
 	for try := 0; len(refs) > 0; try++ {
-		missing := c.readMany(ctx, refs, m)
+		missing, took := c.readMany(ctx, refs, m)
+		left -= took
 		if try == 0 {
 			c.stats.misses.Add(uint64(len(missing)))
 		}
-		refs = c.loadMany(ctx, missing, m, try >= maxTries)
+		refs = c.loadMany(ctx, missing, m, left, try >= maxTries)
 	}
 	if len(m.errs) > 0 {
 		return m.values, &ManyError[K]{Errs: m.errs}
@@ -106,7 +109,7 @@ type missingKey[K comparable, V any] struct {
 
 // loadMany answers keys by loads, its own and those of others that are under way, and
 // returns those that have to be looked at again.
-func (c *Cache[K, V]) loadMany(ctx context.Context, missing []missingKey[K, V], m *many[K, V], fresh bool) (again []ref[K]) {
+func (c *Cache[K, V]) loadMany(ctx context.Context, missing []missingKey[K, V], m *many[K, V], left time.Duration, fresh bool) (again []ref[K]) {
 	if len(missing) == 0 {
 		return nil
 	}
@@ -132,7 +135,7 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, missing []missingKey[K, V], 
 		again = append(again, k.ref)
 		mu.Unlock()
 	}
-	left := func(rest []missingKey[K, V]) {
+	gone := func(rest []missingKey[K, V]) {
 		for i := range rest {
 			m.fail(rest[i].ref.key, fmt.Errorf("cacheaside: get: %w", ctx.Err()))
 		}
@@ -140,10 +143,10 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, missing []missingKey[K, V], 
 	if c.fn.LoadMany != nil {
 		for at := 0; at < len(missing); at += maxBulk {
 			if ctx.Err() != nil {
-				left(missing[at:])
+				gone(missing[at:])
 				break
 			}
-			c.loadBulk(ctx, missing[at:min(at+maxBulk, len(missing))], fresh, answer)
+			c.loadBulk(ctx, missing[at:min(at+maxBulk, len(missing))], left, fresh, answer)
 		}
 		return again
 	}
@@ -156,11 +159,11 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, missing []missingKey[K, V], 
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil {
-			left(missing[i:])
+			gone(missing[i:])
 			break
 		}
 		k := &missing[i]
-		f, seat, own := c.flights.join(ctx, &k.ref, k.now.sighting(), fresh)
+		f, seat, own := c.flights.join(ctx, &k.ref, k.now.sighting(left), fresh)
 		leave := func() { <-places }
 		if own { // the place is taken for as long as the load lasts, not the wait
 			go c.run(f, leave)
@@ -184,7 +187,7 @@ func (c *Cache[K, V]) loadMany(ctx context.Context, missing []missingKey[K, V], 
 }
 
 // loadBulk answers keys by one bulk load, together with what others are loading.
-func (c *Cache[K, V]) loadBulk(ctx context.Context, keys []missingKey[K, V], fresh bool, answer func(*missingKey[K, V], *flight[K, V], int)) {
+func (c *Cache[K, V]) loadBulk(ctx context.Context, keys []missingKey[K, V], left time.Duration, fresh bool, answer func(*missingKey[K, V], *flight[K, V], int)) {
 	type waiting struct {
 		f    *flight[K, V]
 		seat int
@@ -192,7 +195,7 @@ func (c *Cache[K, V]) loadBulk(ctx context.Context, keys []missingKey[K, V], fre
 	waits := make([]waiting, len(keys))
 	var own []*attempt[K, V]
 	for i := range keys {
-		f, seat, mine := c.flights.join(ctx, &keys[i].ref, keys[i].now.sighting(), fresh)
+		f, seat, mine := c.flights.join(ctx, &keys[i].ref, keys[i].now.sighting(left), fresh)
 		waits[i] = waiting{f, seat}
 		if mine {
 			own = append(own, newAttempt(f))
@@ -206,10 +209,13 @@ func (c *Cache[K, V]) loadBulk(ctx context.Context, keys []missingKey[K, V], fre
 	}
 }
 
-// readMany reads keys from Redis, and returns those that have to be loaded.
-func (c *Cache[K, V]) readMany(ctx context.Context, refs []ref[K], m *many[K, V]) (missing []missingKey[K, V]) {
+// readMany reads keys from Redis, and returns those that have to be loaded, and how long
+// the longest of its calls took.
+func (c *Cache[K, V]) readMany(ctx context.Context, refs []ref[K], m *many[K, V]) (missing []missingKey[K, V], took time.Duration) {
 	if len(refs) <= chunk {
-		return c.readPart(ctx, refs, m)
+		begin := mono()
+		missing = c.readPart(ctx, refs, m)
+		return missing, time.Duration(mono() - begin)
 	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -219,6 +225,7 @@ func (c *Cache[K, V]) readMany(ctx context.Context, refs []ref[K], m *many[K, V]
 		places <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-places }()
+			begin := mono()
 			var lacking []missingKey[K, V]
 			if err := c.apart(func() { lacking = c.readPart(ctx, part, m) }); err != nil {
 				for i := range part {
@@ -227,11 +234,12 @@ func (c *Cache[K, V]) readMany(ctx context.Context, refs []ref[K], m *many[K, V]
 			}
 			mu.Lock()
 			missing = append(missing, lacking...)
+			took = max(took, time.Duration(mono()-begin))
 			mu.Unlock()
 		})
 	}
 	wg.Wait()
-	return missing
+	return missing, took
 }
 
 func (c *Cache[K, V]) readPart(ctx context.Context, refs []ref[K], m *many[K, V]) (missing []missingKey[K, V]) {

@@ -49,7 +49,7 @@ func (c *Cache[K, V]) refreshEntry(ctx context.Context, r *ref[K], raw *entry, v
 		return
 	}
 	c.stats.refreshes.Add(1)
-	c.load(ctx, []*attempt[K, V]{a}, false, nil)
+	c.load(ctx, []*attempt[K, V]{a}, false, 0, nil)
 }
 
 // refreshKept has a value of the first level loaded again in the background, unless
@@ -92,7 +92,7 @@ func (c *Cache[K, V]) Refresh(ctx context.Context, key K) (V, error) {
 		if err := ctx.Err(); err != nil {
 			return zero, fmt.Errorf("cacheaside: refresh: %w", err)
 		}
-		f, seat, own := c.flights.join(ctx, &r, sighting[V]{force: true, direct: c.blocked(&r)}, true)
+		f, seat, own := c.flights.join(ctx, &r, sighting[V]{force: true, direct: c.blocked(&r), left: c.cfg.Timeout}, true)
 		if own {
 			go c.run(f, nil)
 		}

@@ -314,33 +314,45 @@ func TestRefreshCoalesced(t *testing.T) {
 // waited for one load has one of his own.
 func TestUncachedSideBySide(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
-		began, pass := make(chan struct{}, 10), make(chan struct{})
-		load := func(context.Context, string) (string, error) {
-			began <- struct{}{}
-			<-pass
-			return "", errors.New("away")
-		}
-		const processes = 5
-		answers := make(chan error, processes)
-		for range processes {
-			c := newCache(t, rdb, load, cacheaside.Config{LoadTimeout: time.Minute})
-			go func() { _, err := c.Get(t.Context(), "k"); answers <- err }()
-		}
-		<-began
-		pass <- struct{}{}
-		if err := <-answers; err == nil {
-			t.Error("no error")
-		}
-		for range processes - 1 { // all of them load at once
-			select {
-			case <-began:
-			case <-time.After(20 * time.Second):
-				t.Fatal("the others queue for one load after another")
+		for _, tt := range []struct {
+			what, v string
+			err     error
+		}{
+			{"an error", "", errors.New("away")},
+			{"a value above MaxValue", strings.Repeat("x", 100), nil},
+			{"absence", "", cacheaside.ErrNotFound},
+		} {
+			began, pass := make(chan struct{}, 10), make(chan struct{})
+			load := func(context.Context, string) (string, error) {
+				began <- struct{}{}
+				<-pass
+				return tt.v, tt.err
 			}
-		}
-		close(pass)
-		for range processes - 1 {
-			<-answers
+			const processes = 5
+			answers := make(chan got, processes)
+			for range processes {
+				c := newCache(t, rdb, load, cacheaside.Config{LoadTimeout: time.Minute, MaxValue: 50, NegativeTTL: -1})
+				go func() { v, err := c.Get(t.Context(), "k"+tt.what); answers <- got{v, err} }()
+			}
+			check := func() {
+				if a := <-answers; a.v != tt.v || !errors.Is(a.err, tt.err) {
+					t.Errorf("%s: Get = %.9q, %v", tt.what, a.v, a.err)
+				}
+			}
+			<-began
+			pass <- struct{}{}
+			check()
+			for range processes - 1 { // all of them load at once
+				select {
+				case <-began:
+				case <-time.After(20 * time.Second):
+					t.Fatalf("%s: the others queue for one load after another", tt.what)
+				}
+			}
+			close(pass)
+			for range processes - 1 {
+				check()
+			}
 		}
 	})
 }

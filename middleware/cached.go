@@ -26,8 +26,9 @@ type CachedConfig[V any] struct {
 	CacheControl string
 
 	// Error, when set, answers when there is no value, in place of 404 for
-	// cacheaside.ErrNotFound, 400 for an error of the key function, 504 for a
-	// loader that took too long and 500 for any other error.
+	// cacheaside.ErrNotFound, 400 for an error of the key function or a key that
+	// can't be cached (cacheaside.ErrBadKey), 504 for a loader that took too long
+	// and 500 for any other error.
 	Error func(w http.ResponseWriter, r *http.Request, err error)
 
 	// Logger gets errors that are answered with 500. Nil means slog.Default().
@@ -69,7 +70,9 @@ func Cached[K comparable, V any](c *cacheaside.Cache[K, V], key func(r *http.Req
 			return
 		}
 		entry, err := c.GetEntry(r.Context(), k)
-		NoteCache(r, entry.Source.String())
+		if entry.Source != cacheaside.SourceNone {
+			NoteCache(r, entry.Source.String())
+		}
 		if err != nil {
 			cfg.fail(w, r, err)
 			return
@@ -106,7 +109,7 @@ func (cfg *CachedConfig[V]) fail(w http.ResponseWriter, r *http.Request, err err
 	switch {
 	case errors.Is(err, cacheaside.ErrNotFound):
 		status = http.StatusNotFound
-	case errors.Is(err, ErrBadKey):
+	case errors.Is(err, ErrBadKey), errors.Is(err, cacheaside.ErrBadKey):
 		status = http.StatusBadRequest
 	case errors.Is(err, cacheaside.ErrLoadTimeout), errors.Is(err, context.DeadlineExceeded):
 		status = http.StatusGatewayTimeout
