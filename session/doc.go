@@ -111,9 +111,10 @@
 //	save, create, regenerate   1   one script
 //	login (bind, regenerate)   1   on a cluster 3, 2 without MaxPerUser
 //	login that ends others     5   with RefuseNew 2, or 3 if it has to look for room
+//	bind without a new id      2   more than a save, if it was another user's session
 //	destroy                    1
 //	list a user's sessions     2   and 1 for each 250 beyond the first
-//	revoke one / all           1 / 2, and 1 for each 250 beyond the first
+//	revoke one / all           1 / 3, and 1 for each 250 beyond the first
 //
 // A load that finds the session's idle time spent by more than [Config.TouchEvery]
 // prolongs it in the background, and a save then prolongs it as well. Otherwise

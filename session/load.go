@@ -294,7 +294,7 @@ func (st *Store) Reload(r *http.Request, s *sessions.Session) error {
 	}
 	s.Options.MaxAge = fresh.Options.MaxAge
 	s.ID, s.IsNew, s.Values = fresh.ID, false, fresh.Values
-	y.was = *s.Options
+	y.was, y.resend = *s.Options, y.resend || x.resend
 	*x = *y
 	return nil
 }

@@ -21,6 +21,8 @@ var (
 	indexSource string
 	//go:embed heal.lua
 	healSource string
+	//go:embed leave.lua
+	leaveSource string
 	//go:embed end.lua
 	endSource string
 	//go:embed trim.lua
@@ -32,6 +34,7 @@ var (
 	changeScript = roundtrip.NewScript(changeSource)
 	indexScript  = roundtrip.NewScript(indexSource)
 	healScript   = roundtrip.NewScript(healSource)
+	leaveScript  = roundtrip.NewScript(leaveSource)
 	endScript    = roundtrip.NewScript(endSource)
 	trimScript   = roundtrip.NewScript(trimSource)
 	swapScript   = roundtrip.NewScript(swapSource)
@@ -72,6 +75,7 @@ type saveArgs struct {
 	raise          bool          // maxAge raises absolute
 	life           time.Duration // the longest that the session can live, for an index
 	who            string
+	was            string // the user that it was bound to when it was loaded, where who begins with >
 	set, expect    []field
 	del            []string
 	reseal         []resealed

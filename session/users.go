@@ -65,7 +65,7 @@ func (st *Store) bindArgs(r *http.Request, x *state, args *saveArgs) (user strin
 		return x.user
 	}
 	user = *x.bind
-	args.who = ">" + user
+	args.who, args.was = ">"+user, x.user
 	if user == "" {
 		args.del = append(slices.Clip(args.del), fieldUser)
 		return ""
@@ -80,11 +80,28 @@ func (st *Store) bindArgs(r *http.Request, x *state, args *saveArgs) (user strin
 // runIndexed runs save.lua, with the session entered into the index of user before, so
 // that a bound session is never missing there. old is the session's token until now, zero
 // if it has none; oldKey is the second key of save.lua.
+//
+// What leaves an index afterwards must not be what another request has entered meanwhile,
+// although on a cluster no step sees the index and the hash at once. An id that has ended
+// or was superseded never comes back, and a new one is known to nobody else: their entries
+// go whatever they are. Where an id stays and the user changes, the entry for the former
+// user goes if its score is the one that was read before the hash was written, and who has
+// written a hash that had another user enters the session again: so that a removal which
+// belongs to an earlier change finds another score, or comes before the second entering.
 func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldKey string, args *saveArgs, user string) (saveReply, error) {
+	stays := args.mode == modeUpdate && strings.HasPrefix(args.who, ">") // the id, but perhaps not the user
+	score := ""                                                          // of the entry that it leaves
+	if stays && args.was != "" && args.was != user {
+		cmd := redis.NewStringCmd(ctx, "zscore", st.indexKey(args.was), tok.id)
+		if err := st.conn.DoEach(ctx, "index", cmd); err != nil {
+			return saveReply{}, err
+		}
+		score, _ = cmd.Result()
+	}
 	if user == "" {
 		reply, err := st.runSave(ctx, op, tok.key, oldKey, args, nil, nil)
 		if onMaster(err) && reply.status == replyDone {
-			st.leftUser(ctx, tok, old, user, reply.user)
+			st.leftUser(ctx, tok, old, user, reply.user, args.was, score)
 		}
 		return reply, err
 	}
@@ -130,18 +147,24 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 		}
 	}
 	if reply.status != replyDone {
-		_, added := entries(enter)
-		if added && !(args.mode == modeDivide && reply.status == replySuperseded) { // for nothing
-			if refuse {
-				st.leaveIndex(ctx, user, tok.id) // its place is free at once
-			} else {
-				st.background(func() { st.leaveIndex(ctx, user, tok.id) })
-			}
+		if args.mode == modeDivide && reply.status == replySuperseded {
+			return reply, err // its caller goes on with this entry
+		}
+		_, added, mine := entries(enter)
+		switch {
+		case reply.status == replyGone || reply.status == replySuperseded || args.mode == modeRegenerate || args.mode == modeDivide:
+			st.leave(func() { st.leaveIndex(ctx, user, tok.id) })
+		case added:
+			st.leave(func() { st.leaveEntry(ctx, user, tok.id, mine) })
 		}
 		return reply, err
 	}
-	st.leftUser(ctx, tok, old, user, reply.user)
-	if n, _ := entries(enter); n >= healFrom && n&(n-1) == 0 {
+	if stays && reply.user != user {
+		room = 0
+		_ = st.write(ctx, "index", newEnter()) // else the first entry is all there is
+	}
+	st.leftUser(ctx, tok, old, user, reply.user, args.was, score)
+	if n, _, _ := entries(enter); n >= healFrom && n&(n-1) == 0 {
 		st.background(func() { _, _ = st.Sessions(ctx, user) }) // which drops what has ended
 	}
 	if count != nil && count.Val() > int64(limit) {
@@ -151,12 +174,14 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 }
 
 // entries reads the reply of index.lua.
-func entries(cmd *roundtrip.ScriptCmd) (n int64, added bool) {
-	v, _ := cmd.Int64Slice()
-	if len(v) == 2 {
-		return v[0], v[1] == 1
+func entries(cmd *roundtrip.ScriptCmd) (n int64, added bool, score string) {
+	v, _ := cmd.Slice()
+	if len(v) != 3 {
+		return -1, false, ""
 	}
-	return -1, false
+	n, _ = v[0].(int64)
+	score, _ = v[2].(string)
+	return n, v[1] == int64(1), score
 }
 
 // healFrom is how many entries an index has at least when it is searched for those whose
@@ -172,7 +197,7 @@ func (st *Store) enter(ctx context.Context, user string, cmd func() *roundtrip.S
 		if !onMaster(err) {
 			return err
 		}
-		if n, _ := entries(c); n >= 0 {
+		if n, _, _ := entries(c); n >= 0 {
 			return err
 		}
 		if again {
@@ -187,16 +212,32 @@ func (st *Store) enter(ctx context.Context, user string, cmd func() *roundtrip.S
 }
 
 // leftUser takes a session out of the index that it is not in under this id or user any
-// more. A failure is left to the next listing.
-func (st *Store) leftUser(ctx context.Context, tok, old token, user, former string) {
-	if former == "" || old.id == "" || former == user && old.id == tok.id {
-		return
+// more, if it stays under its id by the score that its entry for was had. A failure is left
+// to the next listing.
+func (st *Store) leftUser(ctx context.Context, tok, old token, user, former, was, score string) {
+	switch {
+	case former == "" || old.id == "":
+	case old.id != tok.id:
+		st.leave(func() { st.leaveIndex(ctx, former, old.id) })
+	case former != user && former == was && score != "":
+		st.leave(func() { st.leaveEntry(ctx, former, tok.id, score) })
 	}
+}
+
+// leave runs f, which takes something out of an index: at once where a login may be
+// refused for want of its place, else in the background.
+func (st *Store) leave(f func()) {
 	if st.cfg.MaxPerUser > 0 && st.cfg.AtLimit == RefuseNew {
-		st.leaveIndex(ctx, former, old.id) // its place is free at once
+		f()
 		return
 	}
-	st.background(func() { st.leaveIndex(ctx, former, old.id) })
+	st.background(f)
+}
+
+// leaveEntry removes a session from a user's index if its entry has this score still. A
+// failure is left to the next listing.
+func (st *Store) leaveEntry(ctx context.Context, user, id, score string) {
+	_ = st.conn.Do(ctx, "index", leaveScript.Cmd(ctx, []string{st.indexKey(user)}, id, score))
 }
 
 // endOldest ends the sessions of a user that are over the limit, those that were used
@@ -230,8 +271,8 @@ func (st *Store) endOldest(ctx context.Context, user, own string) error {
 	return err
 }
 
-// leaveIndex removes a session from a user's index. A failure is left to the next
-// listing, which drops entries without a session.
+// leaveIndex removes sessions from a user's index, by ids that lead to none any more. A
+// failure is left to the next listing, which drops entries without a session.
 func (st *Store) leaveIndex(ctx context.Context, user string, ids ...any) {
 	args := append([]any{"zrem", st.indexKey(user)}, ids...)
 	st.conn.Do(ctx, "index", redis.NewIntCmd(ctx, args...))
@@ -391,8 +432,10 @@ func (st *Store) revoked(ctx context.Context, user, id string) {
 }
 
 // RevokeUser ends all sessions that are bound to user, except those with the
-// public ids in except, and returns how many it ended. A session that gets a
-// new id meanwhile does not escape, and one in except stays excepted. It takes two round
+// public ids in except, and returns how many it ended: those that were bound the longest
+// ago first. A session that gets a new id meanwhile does not escape, and one in except
+// stays excepted. What signs in meanwhile is ended too if it is met, and does not keep
+// RevokeUser from coming to its end. It takes three round
 // trips for up to 250 sessions and one more for each further 250, each with its own
 // Config.Timeout, and more if it met sessions that were gone. After an error, which
 // matches [ErrUnavailable], some may be left, and the last 250 may have ended without
@@ -405,8 +448,10 @@ func (st *Store) RevokeUser(ctx context.Context, user string, except ...string) 
 	n := 0
 	var short error
 	seen, spared := make(map[string]bool), make(map[string]bool)
-	for {
-		more := false // there may be entries that were not seen
+	for range maxHops {
+		// Whether there may be entries that were not seen: of a session that was missing, the
+		// new id, and of one that ended, a session that was divided from it until then.
+		more := false
 		for from := 0; ; {
 			ids, read, err := st.indexed(ctx, "revoke", user, from)
 			if err == nil {
@@ -423,7 +468,7 @@ func (st *Store) RevokeUser(ctx context.Context, user string, except ...string) 
 				if !onMaster(err) {
 					return n, err
 				}
-				short, more, gone = cmp.Or(short, err), more || again, gone+ended
+				short, more, gone = cmp.Or(short, err), more || again || ended > 0, gone+ended
 				for _, id := range part {
 					seen[id] = true
 				}
@@ -434,9 +479,10 @@ func (st *Store) RevokeUser(ctx context.Context, user string, except ...string) 
 			from, more = from+read-gone, true // what ended has left the index
 		}
 		if !more {
-			return n, short
+			break
 		}
 	}
+	return n, short
 }
 
 // follow adds the public ids to seen, and those that superseded them.

@@ -275,7 +275,7 @@ func TestCountedCommands(t *testing.T) {
 					t.Errorf("Sessions = %d, %v; want 10", len(list), err)
 				}
 			})
-			trips("revoke all ten", 2, func(http.ResponseWriter, *http.Request, *sessions.Session) {
+			trips("revoke all ten", 3, func(http.ResponseWriter, *http.Request, *sessions.Session) {
 				if n, err := st.RevokeUser(t.Context(), "ada"); n != 10 || err != nil {
 					t.Errorf("RevokeUser = %d, %v; want 10", n, err)
 				}

@@ -111,7 +111,6 @@ type model struct {
 	tokens map[string]*token
 	reqs   [slots]*request
 	ver    int
-	held   map[string]span  // users of saves whose reply was lost, never changed in place
 	index  map[string]int64 // of users' indexes: not before when they end
 }
 
@@ -564,8 +563,7 @@ func (m *model) lost(user string, at span) bool {
 			return true
 		}
 	}
-	h := m.held[user]
-	return h.hi > 0 && at.lo-h.hi < 60_000+slack
+	return false
 }
 
 func (m *model) kill(s *stored) { s.live = false }
@@ -899,9 +897,6 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 	if r.bind != nil {
 		user = *r.bind
 	}
-	if refuseCountsLostReply && st.fault == lostReply && r.conf.Refuse {
-		m.held = map[string]span{user: o.at, r.sawUser: o.at}
-	}
 	if r.conf.Refuse && (m.lost(user, o.at) || m.lost(r.sawUser, o.at)) {
 		also["ErrTooManySessions"] = true
 	}
@@ -1097,7 +1092,7 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 	}
 
 	// The cookie.
-	must := st.op != opCommit || own || optionChanged && (r.loaded || prior != s.maxAge) || renew || r.signed != r.conf.signs() && !r.resigned && r.loaded && !(reloadForgetsSignature && r.reloaded)
+	must := st.op != opCommit || own || optionChanged && (r.loaded || prior != s.maxAge) || renew || r.signed != r.conf.signs() && !r.resigned && r.loaded
 	may2 := must || r.reloaded && r.signed != r.conf.signs() || !r.loaded || s.maxAge != r.maxAge0 || s.maxAge > 0
 	switch {
 	case live == nil && must:
@@ -1275,7 +1270,7 @@ func (m *model) idleCommit(st *step, o *seen, r *request, s *stored, how standin
 		return nil, err
 	}
 	resign := r.loaded && r.raw != "" && r.signed != r.conf.signs() && !r.resigned
-	must := resign && how == current && !(reloadForgetsSignature && r.reloaded && len(o.cookies) == 0)
+	must := resign && how == current
 	if resign && how != current && len(o.cookies) > 0 {
 		must = true // it can't know that the session is gone
 	}

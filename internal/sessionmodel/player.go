@@ -453,15 +453,12 @@ func (p *player) avoided(st *step, race bool) bool {
 	}
 	r := p.models[0].reqs[st.slot]
 	now := p.millis()
-	_, how, sure := p.models[0].stand(r, span{now, now})
+	_, _, sure := p.models[0].stand(r, span{now, now})
 	if !sure {
 		return true // Redis is about to forget a superseded id
 	}
 	if race && !r.loaded && (st.op == opRegenerate || st.op == opEmptyID || st.op == opSave || st.op == opCommit) {
 		return true // it loads first, and the other call may come in between
-	}
-	if race && ownEscapesRevokeUser && how == superseded && (st.op == opRegenerate || st.op == opEmptyID) {
-		return true
 	}
 	return false
 }
