@@ -19,7 +19,7 @@ func TestStartCluster(t *testing.T) {
 	if len(c.Masters) != 3 || len(c.Replicas) != 3 || len(c.Addrs()) != 6 {
 		t.Fatalf("cluster of %d masters, %d replicas, %d addresses; want 3, 3, 6", len(c.Masters), len(c.Replicas), len(c.Addrs()))
 	}
-	rdb := c.Client(func(o *redis.ClusterOptions) { o.ReadTimeout = 100 * time.Millisecond })
+	rdb := c.Client()
 	got := redistest.Count(t, rdb, func() {
 		for _, key := range []string{"a", "b", "c"} { // slots 15495, 3300, 7365: one on each
 			if err := rdb.Set(ctx, key, 1, 0).Err(); err != nil {
@@ -37,7 +37,7 @@ func TestStartCluster(t *testing.T) {
 
 	// Clients go through the proxies. A lost reply on a cluster executes a command again
 	// even without retries, since redirects count as attempts.
-	c.Masters[0].Proxy.Set(redistest.Fault{Match: "incr", Times: 1, LoseReply: true})
+	c.Masters[0].Proxy.Set(redistest.Fault{Match: "incr", Times: 1, CutAfter: true})
 	for _, key := range []string{"b", "a"} {
 		rdb.Incr(ctx, key)
 	}

@@ -16,16 +16,17 @@ import (
 )
 
 // behindProxy returns a server, a proxy and a client through it that does not
-// retry and waits 100 ms for a reply.
-func behindProxy(t *testing.T) (direct, rdb *redis.Client, p *redistest.Proxy) {
+// retry and waits for a reply so long.
+func behindProxy(t *testing.T, wait time.Duration) (direct, rdb *redis.Client, p *redistest.Proxy) {
 	t.Helper()
 	s := redistest.Start(t)
 	p = redistest.NewProxy(t, s.Network(), s.Addr())
 	rdb = s.Client(func(o *redis.Options) {
 		o.Network, o.Addr = "tcp", p.Addr()
 		o.MaxRetries, o.DialerRetries = -1, 1
-		o.ReadTimeout = 100 * time.Millisecond
+		o.ReadTimeout, o.WriteTimeout = wait, time.Minute
 	})
+	redistest.Await(t, "a connection", func() error { return rdb.Ping(ctx).Err() })
 	return s.Client(), rdb, p
 }
 
@@ -46,8 +47,8 @@ func TestProxyFaults(t *testing.T) {
 	}{
 		{"lose reply", redistest.Fault{LoseReply: true}, isTimeout, 1},
 		{"swallow request", redistest.Fault{SwallowRequest: true}, isTimeout, 0},
-		{"late request", redistest.Fault{DelayRequest: 200 * time.Millisecond}, isTimeout, 1},
-		{"late reply", redistest.Fault{DelayReply: 200 * time.Millisecond}, isTimeout, 1},
+		{"late request", redistest.Fault{DelayRequest: 2 * time.Second}, isTimeout, 1},
+		{"late reply", redistest.Fault{DelayReply: 2 * time.Second}, isTimeout, 1},
 		{"cut before", redistest.Fault{CutBefore: true}, isEOF, 0},
 		{"cut after", redistest.Fault{CutAfter: true}, isEOF, 1},
 		{"reset before", redistest.Fault{CutBefore: true, Reset: true}, isReset, 0},
@@ -57,28 +58,37 @@ func TestProxyFaults(t *testing.T) {
 		{"mute", redistest.Fault{Match: "nothing", Mute: true}, isTimeout, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			direct, rdb, p := behindProxy(t)
-			if err := rdb.Ping(ctx).Err(); err != nil {
-				t.Fatal(err)
-			}
+			t.Parallel()
+			// Long enough for a request to pass: what a client no longer waits for
+			// when it closes its connection, the proxy doesn't pass on.
+			direct, rdb, p := behindProxy(t, time.Second)
 			f := tt.fault
 			if f.Match == "" {
 				f.Match = "INCR"
 			}
 			p.Set(f)
-			if err := rdb.Incr(ctx, "n").Err(); !tt.want(err) {
+			err := rdb.Incr(ctx, "n").Err()
+			for try := 0; !f.Mute && p.Hits() == 0 && try < 30; try++ { // it did not get as far in time
+				err = rdb.Incr(ctx, "n").Err()
+			}
+			if !tt.want(err) {
 				t.Errorf("INCR = %v", err)
 			}
 			if want := 1; !f.Mute && p.Hits() != want {
 				t.Errorf("Hits = %d; want %d", p.Hits(), want)
 			}
-			time.Sleep(f.DelayRequest) // it is on its way
-			p.Clear()
-			if got, _ := direct.Get(ctx, "n").Int(); got != tt.executed {
-				t.Errorf("INCR was executed %d times; want %d", got, tt.executed)
+			executed := func() error { // it may be on its way
+				if got, _ := direct.Get(ctx, "n").Int(); got != tt.executed {
+					return fmt.Errorf("INCR was executed %d times; want %d", got, tt.executed)
+				}
+				return nil
 			}
-			if err := rdb.Incr(ctx, "n").Err(); err != nil {
-				t.Errorf("INCR after Clear = %v", err)
+			redistest.Await(t, "INCR", executed)
+			p.Clear()
+			after := redis.NewClient(&redis.Options{Addr: p.Addr(), MaxRetries: -1, ReadTimeout: time.Minute})
+			defer after.Close()
+			if n, err := after.Incr(ctx, "n").Result(); err != nil || n != int64(tt.executed)+1 {
+				t.Errorf("INCR after Clear = %d, %v; want %d", n, err, tt.executed+1)
 			}
 		})
 	}
@@ -86,8 +96,8 @@ func TestProxyFaults(t *testing.T) {
 
 func TestProxyLosesExactlyOneReply(t *testing.T) {
 	t.Parallel()
-	direct, rdb, p := behindProxy(t)
-	p.Set(redistest.Fault{Match: "incr", Skip: 3, Times: 1, LoseReply: true})
+	direct, rdb, p := behindProxy(t, time.Minute)
+	p.Set(redistest.Fault{Match: "incr", Skip: 3, Times: 1, CutAfter: true})
 	var failed []int
 	for i := range 10 {
 		if err := rdb.Incr(ctx, "n").Err(); err != nil {
@@ -105,9 +115,9 @@ func TestProxyLosesExactlyOneReply(t *testing.T) {
 	}
 
 	// go-redis' own retry executes the command again: what this proxy is for.
-	retrying := redis.NewClient(&redis.Options{Addr: p.Addr(), DisableIdentity: true, ReadTimeout: 100 * time.Millisecond})
+	retrying := redis.NewClient(&redis.Options{Addr: p.Addr(), DisableIdentity: true, ReadTimeout: time.Minute})
 	defer retrying.Close()
-	p.Set(redistest.Fault{Match: "incr", Times: 1, LoseReply: true})
+	p.Set(redistest.Fault{Match: "incr", Times: 1, CutAfter: true})
 	if got, err := retrying.Incr(ctx, "n").Result(); got != 12 || err != nil {
 		t.Errorf("INCR with a retry = %d, %v; want 12, counted twice", got, err)
 	}
@@ -115,27 +125,38 @@ func TestProxyLosesExactlyOneReply(t *testing.T) {
 
 func TestProxyStrikesPipelineWhole(t *testing.T) {
 	t.Parallel()
-	direct, rdb, p := behindProxy(t)
-	rdb.Ping(ctx)
+	direct, rdb, p := behindProxy(t, time.Minute)
 	p.Set(redistest.Fault{Match: "marker", LoseReply: true})
 	value := strings.Repeat("x", 1<<20) // the request comes in many pieces, the name in the first
-	cmds, err := rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		pipe.Incr(ctx, "marker")
-		pipe.Set(ctx, "big", value, 0)
-		pipe.Incr(ctx, "n")
+	done := make(chan error, 1)
+	go func() {
+		_, err := rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+			pipe.Incr(ctx, "marker")
+			pipe.Set(ctx, "big", value, 0)
+			pipe.Incr(ctx, "n")
+			return nil
+		})
+		done <- err
+	}()
+	ran := func() error {
+		if got, _ := direct.Get(ctx, "n").Int(); got != 1 {
+			return fmt.Errorf("it ran %d times; want 1", got)
+		}
 		return nil
-	})
-	if err == nil || cmds[2].Err() == nil {
-		t.Errorf("pipeline whose reply is lost: %v, %v; want errors", err, cmds[2].Err())
 	}
-	if got, _ := direct.Get(ctx, "n").Int(); got != 1 {
-		t.Errorf("the pipeline's last command ran %d times; want 1", got)
+	redistest.Await(t, "the pipeline's last command", ran)
+	p.Cut(false)
+	if err := <-done; err == nil {
+		t.Error("a pipeline whose reply is lost succeeded; want an error")
+	}
+	if err := ran(); err != nil {
+		t.Error(err)
 	}
 }
 
 func TestProxyDrip(t *testing.T) {
 	t.Parallel()
-	_, rdb, p := behindProxy(t)
+	_, rdb, p := behindProxy(t, time.Minute)
 	rdb.Set(ctx, "k", "0123456789", 0)
 	p.Set(redistest.Fault{Match: "get", Drip: 2 * time.Millisecond})
 	start := time.Now()
@@ -150,7 +171,7 @@ func TestProxyDrip(t *testing.T) {
 // go-redis sees a reset as EOF, so this looks at the socket.
 func TestProxyResets(t *testing.T) {
 	t.Parallel()
-	_, _, p := behindProxy(t)
+	_, _, p := behindProxy(t, time.Minute)
 	for _, tt := range []struct {
 		fault redistest.Fault
 		want  error
@@ -174,11 +195,8 @@ func TestProxyResets(t *testing.T) {
 
 func TestProxyConnections(t *testing.T) {
 	t.Parallel()
-	_, rdb, p := behindProxy(t)
+	_, rdb, p := behindProxy(t, time.Minute)
 	ping := func() error { return rdb.Ping(ctx).Err() }
-	if err := ping(); err != nil {
-		t.Fatal(err)
-	}
 	p.Refuse()
 	if err := ping(); err != nil {
 		t.Errorf("PING on an open connection while refusing = %v; want nil", err)

@@ -72,9 +72,7 @@ func TestPauseAndResume(t *testing.T) {
 		o.MaxRetries = -1
 		o.ReadTimeout = 50 * time.Millisecond
 	})
-	if err := rdb.Ping(ctx).Err(); err != nil {
-		t.Fatal(err)
-	}
+	redistest.Await(t, "a connection", func() error { return rdb.Ping(ctx).Err() })
 	s.Pause()
 	var timeout net.Error
 	if err := rdb.Ping(ctx).Err(); !errors.As(err, &timeout) || !timeout.Timeout() {
