@@ -365,7 +365,8 @@ func (st *Store) adopt(ctx context.Context, s *sessions.Session, x *state, opts 
 		c.expect = nil
 		args = st.argsFor(args.mode, x, opts, &c)
 		if args.mode == modeAdopt && moved.bond != nil {
-			args.set = append(args.set, st.bondField(moved.bond, x.name, x.tok.id))
+			args.bond = st.bondField(moved.bond, x.name, x.tok.id).held
+			moved.held = args.bond
 		}
 		if args.mode == modeAdopt || !c.none() {
 			reply, err := st.runSave(ctx, "adopt", x.tok.key, "", &args, nil, nil)

@@ -62,7 +62,9 @@ type Config struct {
 
 	// StorePlaintext stores values plainly although EncryptionKeys are set, and reads both:
 	// for the first of three deploys that begin to use EncryptionKeys, and for going back.
-	// The second has AcceptPlaintext, the third neither.
+	// The second has AcceptPlaintext, the third neither. A server without the keys that gives
+	// a session a new id makes its encrypted values unreadable for good: on the way back, take
+	// the keys out when no session is left that holds one.
 	StorePlaintext bool
 
 	// AcceptPlaintext reads values that are not encrypted although EncryptionKeys

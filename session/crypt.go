@@ -27,11 +27,14 @@ import (
 // to read what is stored afterwards. The values are encrypted anew; one that another
 // request has stored meanwhile stays as it is, so the field holds the earlier bonds too. Of
 // those there are maxBonds - 1 at most: later ids go on with the bond that they find, since
-// one that was dropped would take values with it.
+// one that was dropped would take values with it. For the same reason the field is only
+// written over what the request has read there: who finds another bond reads it and tries
+// again.
 //
-// Sessions that began before there were bonds go on without one until their next id: their
-// values have another mark, the key itself, and the session's name, the tag of its key
-// and the name of the field authenticated with them.
+// A session that began without a bond, under StorePlaintext or before there were bonds,
+// gets one with the first save of something encrypted. Values from before there were bonds
+// have another mark, the key itself, and the session's name, the tag of its key and the
+// name of the field authenticated with them; they are encrypted anew then.
 const (
 	sealedUnbound = 0xE1
 	sealedMark    = 0xE2
@@ -80,7 +83,7 @@ type bond struct {
 type sealing uint8
 
 const (
-	unsealed sealing = iota // no bond was stored: by this version's rules for old sessions
+	unsealed sealing = iota // no bond was stored
 	bonded                  // by the bond
 	unknown                 // the stored bond can't be read, so nothing is
 )
@@ -110,9 +113,9 @@ func (st *Store) bondField(b *bond, name, id string) field {
 	return field{name: fieldBond, held: st.sealAs(sealedMark, bondFor(name, id), string(plain))}
 }
 
-// openBond reads the field e.
+// openBond reads the field e; held is "" if there is none.
 func (st *Store) openBond(x *state, id, held string) {
-	if st.sealers == nil {
+	if x.bond, x.sealing, x.held = nil, unsealed, held; st.sealers == nil || held == "" {
 		return
 	}
 	x.sealing = unknown
@@ -139,13 +142,10 @@ func unboundFor(name, tag, field string) []byte {
 
 // seal returns what is stored for value.
 func (st *Store) seal(x *state, tag, field, value string) string {
-	switch {
-	case !st.seals():
+	if !st.seals() {
 		return value
-	case x.bond != nil:
-		return st.sealAs(sealedMark, boundTo(&x.bond.all[0], field), value)
 	}
-	return st.sealAs(sealedUnbound, unboundFor(x.name, tag, field), value)
+	return st.sealAs(sealedMark, boundTo(&x.bond.all[0], field), value)
 }
 
 func (st *Store) sealAs(mark byte, data []byte, value string) string {
@@ -208,10 +208,11 @@ func (st *Store) openAs(mark byte, data []byte, stored string) (string, error) {
 	return "", errSealed
 }
 
-// rebond gives a session that gets a new id a new bond, and c what it takes to encrypt
-// what is stored with it, or to store it in plain under StorePlaintext: a value that c does
-// not change anyway is replaced if it is still what was loaded.
-func (st *Store) rebond(x *state, s *sessions.Session) (c changes, err error) {
+// rebond gives a session a new bond, and c what it takes to encrypt what is stored with it,
+// or to store it in plain under StorePlaintext: a value that c does not change anyway is
+// replaced if it is still what was loaded. With all that is every value, for a new id; else
+// those that do not open beside a bond.
+func (st *Store) rebond(x *state, s *sessions.Session, all bool) (c changes, err error) {
 	old := x.bond
 	x.bond = x.newBond()
 	defer func() {
@@ -223,6 +224,9 @@ func (st *Store) rebond(x *state, s *sessions.Session) (c changes, err error) {
 		return c, err
 	}
 	again := func(f field) field {
+		if !all && (f.held == "" || f.held[0] != sealedUnbound) {
+			return f
+		}
 		next := field{name: f.name, held: st.seal(x, x.tok.tag(), f.name, f.value()), plain: f.plain}
 		c.reseal = append(c.reseal, resealed{f.name, f.held, next.held})
 		c.bytes += len(next.held) - len(f.held)

@@ -64,8 +64,13 @@ func TestValuesWithoutABond(t *testing.T) {
 		}
 		s, _ = st.Get(r, "s")
 		s.Values["more"] = 1
-		if err := s.Save(r, httptest.NewRecorder()); err != nil || y.bond != nil {
-			t.Errorf("Save = %v, bond %v; want it without one", err, y.bond)
+		if err := s.Save(r, httptest.NewRecorder()); err != nil || y.bond == nil {
+			t.Errorf("Save = %v, bond %v; want one", err, y.bond)
+		}
+		for name, held := range rdb.HGetAll(ctx, y.tok.key).Val() {
+			if name != fieldMeta && !strings.HasPrefix(held, string([]byte{sealedMark})) {
+				t.Errorf("field %q is not bound after Save", name)
+			}
 		}
 		r, y, values = load()
 		s, _ = st.Get(r, "s")

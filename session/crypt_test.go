@@ -203,3 +203,54 @@ func TestWeakKeys(t *testing.T) {
 		t.Errorf("New = %v; want both refused without keys", err)
 	}
 }
+
+// A session that begins to hold encrypted values while others have it loaded keeps what all
+// of them store.
+func TestFirstEncryptedValueBesideOthers(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		for _, detect := range []bool{false, true} {
+			plain := open(t, rdb, session.Config{EncryptionKeys: [][]byte{key(1), key(2)}, StorePlaintext: true, DetectConflicts: detect})
+			seals := open(t, rdb, session.Config{EncryptionKeys: [][]byte{key(1), key(2)}, AcceptPlaintext: true, DetectConflicts: detect})
+			rotated := open(t, rdb, session.Config{EncryptionKeys: [][]byte{key(2), key(1)}, AcceptPlaintext: true, DetectConflicts: detect})
+			save := func(st *session.Store, v *visit) error { return st.Save(v.r, v.w, v.s) }
+			renew := func(st *session.Store, v *visit) error { return st.Regenerate(v.w, v.r, v.s) }
+			for name, c := range map[string]struct {
+				begins, first, second *session.Store
+				then                  func(*session.Store, *visit) error
+			}{
+				"then a new id":                       {plain, seals, seals, renew},
+				"then a new id, stored plainly":       {plain, seals, plain, renew},
+				"then another encrypted value":        {plain, seals, seals, save},
+				"then a plain value":                  {plain, seals, plain, save},
+				"then a new id under the next key":    {plain, seals, rotated, renew},
+				"then a value under the next key":     {plain, seals, rotated, save},
+				"under the next key, then a new id":   {seals, rotated, seals, renew},
+				"under the next key, then the former": {seals, rotated, seals, save},
+			} {
+				b := newBrowser()
+				b.edit(t, c.begins, func(s *sessions.Session) { s.Values["kept"] = "as it was" })
+				one, two := b.visit(t, c.first), b.visit(t, c.second)
+				one.s.Values["one"] = 1
+				one.s.AddFlash("first")
+				two.s.Values["two"] = 2
+				if err := save(c.first, one); err != nil {
+					t.Fatal(err)
+				}
+				if err := c.then(c.second, two); err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+				b.done(two)
+				two.s.Values["three"] = 3
+				if err := save(c.second, two); err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+				for _, st := range []*session.Store{seals, rotated} {
+					got := b.values(t, st)
+					if got["kept"] != "as it was" || got["one"] != 1 || got["two"] != 2 || got["three"] != 3 || len(got) != 5 {
+						t.Errorf("%s, DetectConflicts %v: %v; want all that was stored", name, detect, got)
+					}
+				}
+			}
+		}
+	})
+}

@@ -108,12 +108,7 @@ func (st *Store) decode(ctx context.Context, s *sessions.Session, x *state, tok 
 		x.base = make([]entry, 0, len(hash))
 	}
 	x.other, x.lost, x.bytes, x.user = nil, nil, 0, ""
-	x.bond, x.sealing = nil, unsealed
-	if st.sealers != nil {
-		if held, ok := hash[fieldBond]; ok {
-			st.openBond(x, tok.id, held)
-		}
-	}
+	st.openBond(x, tok.id, hash[fieldBond])
 	var lists map[string]int // where in the base each is
 	for name, held := range hash {
 		if len(name) == 1 {

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -22,7 +23,7 @@ const (
 )
 
 // save is behind Save, Commit and Regenerate.
-func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Session, kind saveKind) (wroteCookie bool, err error) {
+func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Session, kind saveKind) (wrote bool, err error) {
 	x := st.own(s)
 	if n := s.Name(); n != "" {
 		x.name = n
@@ -63,21 +64,36 @@ func (st *Store) save(w http.ResponseWriter, r *http.Request, s *sessions.Sessio
 	if x.blob != nil {
 		return st.saveBlob(ctx, w, r, s, x, opts, kind)
 	}
-	var c changes
-	was := x.bond
-	if kind == saveAnew && (st.seals() || x.bond != nil) {
-		c, err = st.rebond(x, s)
-	} else {
-		if x.sealing == unknown && st.seals() { // what it was is of no use without the key
-			x.bond = x.newBond()
+	for range maxMerges {
+		if wrote, err = st.saveHash(ctx, w, r, s, x, opts, kind); err != errBond {
+			return wrote, err
 		}
-		c, err = st.diff(x, s, x.tok.tag())
 	}
+	return false, ErrConflict
+}
+
+// errBond says that the bond was another one, which x has now.
+var errBond = errors.New("session: another request has given the session a bond")
+
+// saveHash saves a stored session. Its error may be errBond.
+func (st *Store) saveHash(ctx context.Context, w http.ResponseWriter, r *http.Request, s *sessions.Session, x *state, opts sessions.Options, kind saveKind) (wrote bool, err error) {
+	was := x.bond
 	defer func() {
-		if !onMaster(err) {
+		if !onMaster(err) && err != errBond {
 			x.bond = was
 		}
 	}()
+	var c changes
+	switch {
+	case kind == saveAnew && (st.seals() || x.bond != nil):
+		c, err = st.rebond(x, s, true)
+	case st.seals() && x.sealing != bonded: // what is unknown is of no use without the key
+		if c, err = st.rebond(x, s, false); err == nil && c.none() {
+			x.bond, c = was, changes{bytes: x.bytes, other: x.other}
+		}
+	default:
+		c, err = st.diff(x, s, x.tok.tag())
+	}
 	if err != nil {
 		return false, err
 	}
@@ -124,14 +140,15 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	user := st.bindArgs(r, x, &args)
 	// The field goes with the id that it is authenticated with, also where new values are
 	// stored in plain: those that are encrypted need it.
-	if x.bond != nil && (kind == saveAnew || st.seals() && (x.sealing == unknown || x.bond.stale)) {
+	if x.bond != nil && (kind == saveAnew || st.seals() && (x.sealing != bonded || x.bond.stale)) {
 		x.bond.stale = false
-		args.set = append(args.set, st.bondField(x.bond, x.name, tok.id))
+		args.bond = st.bondField(x.bond, x.name, tok.id).held
 	}
+	args.bondWas, args.checkBond = x.held, args.bond != "" || kind == saveAnew && st.sealers != nil
 	var reply saveReply
 	var err error
 	switch {
-	case lasts && kind != saveAnew && x.bind == nil && len(args.expect) == 0:
+	case lasts && kind != saveAnew && x.bind == nil && len(args.expect) == 0 && !args.checkBond:
 		reply.status, err = st.runChange(ctx, opName(kind), tok.key, &args)
 		reply.created, reply.absolute, reply.maxAge, reply.ttl, reply.at = x.meta.created, x.meta.absolute, x.meta.maxAge, left, at
 	case kind == saveAnew:
@@ -156,6 +173,12 @@ func (st *Store) update(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		return false, st.gone(reply.status)
 	case replyConflict:
 		return false, ErrConflict
+	case replyBond:
+		st.openBond(x, x.tok.id, reply.bond)
+		return false, errBond
+	}
+	if args.checkBond && args.bond != "" {
+		x.held = args.bond
 	}
 	old := x.tok
 	x.tok, x.user, x.bind = tok, user, nil
@@ -213,7 +236,8 @@ func (st *Store) divide(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	}
 	user := st.bindArgs(r, x, &args)
 	if y.bond != nil {
-		args.set = append(args.set, st.bondField(y.bond, y.name, tok.id))
+		args.bond = st.bondField(y.bond, y.name, tok.id).held
+		y.held = args.bond
 	}
 	if user == "" || x.bind == nil {
 		args.who = "=" + x.user
@@ -280,13 +304,13 @@ func opName(kind saveKind) string {
 // create stores a session that Redis does not have.
 func (st *Store) create(ctx context.Context, w http.ResponseWriter, r *http.Request, s *sessions.Session, x *state, opts sessions.Options) (bool, error) {
 	was := *x
-	x.base, x.other, x.lost, x.bytes, x.user, x.blob, x.bond = nil, nil, nil, 0, "", nil, nil
+	x.base, x.other, x.lost, x.bytes, x.user, x.blob, x.bond, x.held = nil, nil, nil, 0, "", nil, nil, ""
 	if st.seals() {
 		x.bond = x.newBond()
 	}
 	wrote, err := st.createNew(ctx, w, r, s, x, opts)
 	if !onMaster(err) {
-		x.base, x.other, x.lost, x.bytes, x.user, x.blob, x.bond = was.base, was.other, was.lost, was.bytes, was.user, was.blob, was.bond
+		x.base, x.other, x.lost, x.bytes, x.user, x.blob, x.bond, x.held = was.base, was.other, was.lost, was.bytes, was.user, was.blob, was.bond, was.held
 	}
 	return wrote, err
 }
@@ -313,7 +337,8 @@ func (st *Store) createNew(ctx context.Context, w http.ResponseWriter, r *http.R
 	}
 	user := st.bindArgs(r, x, &args)
 	if args.who = ""; x.bond != nil {
-		args.set = append(args.set, st.bondField(x.bond, x.name, tok.id))
+		args.bond = st.bondField(x.bond, x.name, tok.id).held
+		x.held = args.bond
 	}
 	if user == "" { // else bindArgs has set it
 		if label := st.label(r); label != "" {

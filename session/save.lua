@@ -19,12 +19,15 @@
 -- ARGV[7]  int     number of fields to set, n
 -- ARGV[8]  int     number of fields that must still be as expected, e
 -- ARGV[9]  int     number of fields to replace that are as expected, k
--- ARGV[10…] string n pairs of field and value, then e pairs of field and value
+-- ARGV[10] string  what the field e must be, '' absent, unless it is what is set; *: any
+-- ARGV[11] string  what the field e is set to; '' it stays
+-- ARGV[12…] string n pairs of field and value, then e pairs of field and value
 --                  (a value of '' means absent), then k of field, expected and new value,
 --                  then fields to delete
 -- Returns  {status, …}: {1 done, created ms, absolute ms, ttl ms, own MaxAge, user before
 --          or '' if the user stays}, {0 gone}, {2 there already, mode a}, {3 not as
---          expected}, {4 superseded, hash of the next key}, {5 bound to another, user}
+--          expected}, {4 superseded, hash of the next key}, {5 bound to another, user},
+--          {6 another field e, what it is}
 -- Writes   KEYS[1] with PEXPIRE; in mode r by RENAME of KEYS[2], where n is left
 local key = KEYS[1]
 local mode = ARGV[1]
@@ -84,8 +87,13 @@ if ttl <= 0 then
   return {0}
 end
 
+local bond = ARGV[11]
+if ARGV[10] ~= '*' then
+  local held = redis.call('HGET', from, 'e') or ''
+  if held ~= ARGV[10] and held ~= bond then return {6, held} end
+end
 local n, e, k = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local at = 10 + 2 * n
+local at = 12 + 2 * n
 for i = at, at + 2 * e - 1, 2 do
   if (redis.call('HGET', from, ARGV[i]) or '') ~= ARGV[i + 1] then return {3} end
 end
@@ -94,7 +102,8 @@ if from ~= key and mode == 'r' then
   redis.call('HSET', from, 'n', string.sub(key, -43))
   redis.call('PEXPIRE', from, 30000)
 end
-for i = 10, at - 1, 2 do
+if bond ~= '' then redis.call('HSET', key, 'e', bond) end
+for i = 12, at - 1, 2 do
   redis.call('HSET', key, ARGV[i], ARGV[i + 1])
 end
 at = at + 2 * e

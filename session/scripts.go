@@ -62,6 +62,7 @@ const (
 	replyConflict
 	replySuperseded
 	replyOthers
+	replyBond
 )
 
 // keepMaxAge leaves a session the MaxAge of its own that it is stored with.
@@ -79,6 +80,9 @@ type saveArgs struct {
 	set, expect    []field
 	del            []string
 	reseal         []resealed
+	bond           string // the field e; "" leaves it as it is
+	bondWas        string // what it must be, with checkBond
+	checkBond      bool
 }
 
 // saveReply is what save.lua answers.
@@ -90,6 +94,7 @@ type saveReply struct {
 	at                time.Time // of ttl; zero: now
 	user              string    // it was bound to until now, where who asked; of replyOthers: it is bound to
 	next              string    // of replySuperseded: the hash of the next key
+	bond              string    // of replyBond: the field e
 }
 
 func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.ScriptCmd {
@@ -97,7 +102,7 @@ func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.Scrip
 	if a.mode == modeRegenerate || a.mode == modeDivide {
 		keys = append(keys, old)
 	}
-	args := saveScript.Args(keys, 9+2*len(a.set)+2*len(a.expect)+3*len(a.reseal)+len(a.del))
+	args := saveScript.Args(keys, 11+2*len(a.set)+2*len(a.expect)+3*len(a.reseal)+len(a.del))
 	raise := ""
 	if a.raise {
 		raise = "1"
@@ -109,6 +114,11 @@ func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.Scrip
 		args = append(args, a.maxAge)
 	}
 	args = append(args, raise, a.who, len(a.set), len(a.expect), len(a.reseal))
+	if a.checkBond {
+		args = append(args, &a.bondWas, &a.bond)
+	} else {
+		args = append(args, "*", &a.bond)
+	}
 	args = appendFields(args, a.set)
 	args = appendFields(args, a.expect)
 	for i := range a.reseal {
@@ -167,6 +177,8 @@ func (st *Store) runSave(ctx context.Context, op, key, old string, a *saveArgs, 
 		r.next = last
 	case r.status == replyOthers:
 		r.user = last
+	case r.status == replyBond:
+		r.bond = last
 	}
 	return r, written
 }

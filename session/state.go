@@ -28,6 +28,7 @@ type state struct {
 	lost    []field // what of it could not be decoded
 	bond    *bond   // of its encrypted values, if it has one
 	sealing sealing
+	held    string           // the field e: what the bond was read from
 	other   []field          // the fields with prefixOther
 	bytes   int              // of all names and values, with undecodable ones
 	user    string           // that Redis has
