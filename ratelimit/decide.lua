@@ -140,7 +140,7 @@ while at < #KEYS do
               l = ceil(l / (g / gk))
               local whole = floor(exact / wt)
               if l > whole then l = whole end
-              l = l * wt
+              l, z = l * wt, now -- what was reserved before is not given back
             end
             local el = nt - s
             if el < 0 then

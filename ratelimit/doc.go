@@ -52,7 +52,8 @@
 // lowered limit admits, calls are denied until enough has expired. A new window counts
 // at once for what was taken before it:
 //
-//   - FixedWindow: the window began when it did, and ends when the new length is over.
+//   - FixedWindow: the window began when it did, and ends when the new length is over. What
+//     was taken in an aligned one counts in that of the new length in which the old one began.
 //   - SlidingLog: each unit ends a new window after it was taken.
 //   - SlidingWindow: the counters of the old window count on, as in the old window,
 //     until the next call that takes units. It enters all of them, rounded up, into the
@@ -64,17 +65,20 @@
 //     of one name should not differ by more between tiers.
 //
 // A key's TTL is that of the limits under which units were last taken. So where a
-// window has grown or a rate has fallen, what was taken before may be forgotten as soon
-// as the old limit would have given it back, if no call took units meanwhile; RetryAfter
-// may then be longer than it need be.
+// window has grown or a rate has fallen, what was taken before is forgotten a second after
+// the old limit would have given all of it back (of a token bucket perhaps a sixteenth of its
+// time to drain later), if no call took units meanwhile; RetryAfter is then longer than it
+// need be. It is exact for a SlidingWindow, for a window that has become shorter, a rate that
+// has risen, and always from the next call on that takes units.
 //
 // # Giving back
 //
 // Cancel, and Commit of less than was reserved, give back units of that call alone, as
 // far as they still count:
 //
-//   - FixedWindow: until its window ends. SlidingWindow: until the next one ends, and
-//     nothing once units were taken under another window.
+//   - FixedWindow: until its window ends. SlidingWindow: until the next one ends. In a
+//     SlidingWindow or an aligned FixedWindow nothing once units were taken under another
+//     length, unless the same window comes again.
 //   - SlidingLog: those that have not expired. With more than 1,000 later entries the
 //     oldest units are given back in place of these.
 //   - TokenBucket: a bucket is a queue of units that drain first in, first out, and what
@@ -86,7 +90,8 @@
 // Refund gives back the units taken last, whoever took them; of a token bucket those
 // that would drain next. A window that is empty
 // then is as good as new: the next unit starts it. After a Reset nothing is given back
-// of what was taken before it from the policies that were reset.
+// of what was taken before it from the policies that were reset; after a clock step back,
+// until the clock has passed the Reset, of what is taken either.
 //
 // # Round trips
 //

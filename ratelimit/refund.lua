@@ -81,7 +81,7 @@ for i = 1, np do
         l = ceil(l / (g / gk))
         local whole = floor(exact / wt)
         if l > whole then l = whole end
-        l = l * wt
+        l, entered = l * wt, entered and now
       end
       if nt > s then
         local el = nt - s

@@ -68,6 +68,9 @@ type state interface {
 	take(c *chooser, p Policy, now int64, id int, n int64)
 	// giveBack takes away up to n units of call id, as far as they count at now.
 	giveBack(c *chooser, p Policy, now int64, id int, n int64)
+	// mistake takes away n units of others, for those of a call whose key was lost and whose
+	// window came again, as a clock that was stepped back made it.
+	mistake(c *chooser, n int64)
 	// refund takes away the n units that were taken last, of a bucket those that
 	// would drain next.
 	refund(c *chooser, p Policy, now int64, n int64)
@@ -144,6 +147,7 @@ func ceilDiv(a, b *big.Int) *big.Int {
 // fixed is one window.
 type fixed struct {
 	start, window int64
+	written       int64 // the window under which units were taken last
 	takes         []take
 }
 
@@ -151,12 +155,19 @@ func (s *fixed) clone() state { c := *s; c.takes = slices.Clone(s.takes); return
 func (s *fixed) String() string {
 	return fmt.Sprintf("f start=%d window=%d %v", s.start, s.window, s.takes)
 }
-func (s *fixed) dropped(p Policy, now int64) bool { return s.start-now > p.Window }
+func (s *fixed) dropped(p Policy, now int64) bool {
+	x := *s
+	x.under(p, now)
+	return x.start-now > p.Window
+}
 func (s *fixed) under(p Policy, now int64) {
 	if s.window == p.Window {
 		return
 	}
 	s.window = p.Window
+	if p.Aligned { // it counts in that window of the new length in which the old one began
+		s.start = floorTo(s.start, p.Window, p.Offset)
+	}
 	if s.start+s.window <= now {
 		s.takes = nil
 	}
@@ -170,6 +181,12 @@ func (s *fixed) used(p Policy, t int64) int64 {
 }
 
 func (s *fixed) take(c *chooser, p Policy, now int64, id int, n int64) {
+	if p.Aligned && s.written != p.Window { // what was reserved under another length is not given back
+		for i := range s.takes {
+			s.takes[i].id = changed(s.takes[i].id)
+		}
+	}
+	s.written = p.Window
 	if s.idle(p, now) {
 		s.takes = nil
 		s.start, s.window = now, p.Window
@@ -186,8 +203,10 @@ func (s *fixed) giveBack(c *chooser, p Policy, now int64, id int, n int64) {
 	}
 }
 
+func (s *fixed) mistake(c *chooser, n int64) { s.takes, _ = withoutNewest(s.takes, n) }
+
 func (s *fixed) refund(c *chooser, p Policy, now int64, n int64) {
-	if s.start+p.Window > now {
+	if s.start+p.Window > now || c.choose(2) == 1 { // as in giveBack
 		s.takes, _ = withoutNewest(s.takes, n)
 	}
 }
@@ -260,6 +279,14 @@ func (s *sliding) giveBack(c *chooser, p Policy, now int64, id int, n int64) {
 	s.cur = without(s.cur, id, n)
 	if n -= before - sum(s.cur); now < s.start+s.window {
 		s.prev = without(s.prev, id, n)
+	}
+}
+
+func (s *sliding) mistake(c *chooser, n int64) {
+	if c.choose(2) == 0 {
+		s.cur, _ = withoutNewest(s.cur, n)
+	} else {
+		s.prev, _ = withoutNewest(s.prev, n)
 	}
 }
 
@@ -341,6 +368,8 @@ func (s *log) giveBack(c *chooser, p Policy, now int64, id int, n int64) {
 	}
 	s.entries = slices.DeleteFunc(s.entries, func(e entry) bool { return e.n == 0 })
 }
+
+func (s *log) mistake(*chooser, int64) {} // no two are the same
 
 func (s *log) refund(c *chooser, p Policy, now int64, n int64) {
 	for i := len(s.entries) - 1; i >= 0 && n > 0; i-- {
@@ -490,17 +519,21 @@ func (s *bucket) giveBack(c *chooser, p Policy, now int64, id int, n int64) {
 	*s = *d
 }
 
+func (s *bucket) mistake(*chooser, int64) {} // no two are the same
+
 func (s *bucket) refund(c *chooser, p Policy, now int64, n int64) {
-	s.under(p, now)
-	if s.idle(p, now) {
+	d := s.clone().(*bucket)
+	d.under(p, now)
+	if d.idle(p, now) {
 		return
 	}
-	s.drain(now)
-	left := mul(n, s.per)
-	for i := range s.queue {
-		subUpTo(s.queue[i].parts, left)
+	d.drain(now)
+	left := mul(n, d.per)
+	for i := range d.queue {
+		subUpTo(d.queue[i].parts, left)
 	}
-	s.queue = slices.DeleteFunc(s.queue, func(a amount) bool { return a.parts.Sign() == 0 })
+	d.queue = slices.DeleteFunc(d.queue, func(a amount) bool { return a.parts.Sign() == 0 })
+	*s = *d
 }
 
 // subUpTo takes from both what both have.
@@ -549,6 +582,8 @@ func (s *leases) take(c *chooser, p Policy, now int64, id int, n int64) {
 func (s *leases) giveBack(c *chooser, p Policy, now int64, id int, n int64) {
 	s.held = slices.DeleteFunc(s.held, func(l lease) bool { return l.id == id })
 }
+
+func (s *leases) mistake(*chooser, int64) {} // no two are the same
 
 func (s *leases) refund(*chooser, Policy, int64, int64) {} // leases end by themselves
 

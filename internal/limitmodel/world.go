@@ -66,17 +66,21 @@ type World struct {
 	// TTLs down; stepped reports that it also went back.
 	passed  int64
 	stepped bool
-	resets  map[int]int64 // by subject: when it was reset last
+	resets  map[stateKey]int64 // when it was reset last
+	// lost says that a window may have come again whose units were lost: since the clock
+	// had stepped, or since an aligned one was counted by another length meanwhile.
+	lost map[stateKey]bool
 }
 
 // NewWorld returns a world where nothing is used.
 func NewWorld() *World {
-	return &World{states: map[stateKey]*record{}, bans: map[int]ban{}, open: map[int]*reservation{}, resets: map[int]int64{}}
+	return &World{states: map[stateKey]*record{}, bans: map[int]ban{}, open: map[int]*reservation{}, resets: map[stateKey]int64{}, lost: map[stateKey]bool{}}
 }
 
 func (w *World) clone() *World {
 	c := *w
-	c.bans, c.open, c.resets, c.states = maps.Clone(w.bans), maps.Clone(w.open), maps.Clone(w.resets), make(map[stateKey]*record, len(w.states))
+	c.bans, c.open, c.states = maps.Clone(w.bans), maps.Clone(w.open), make(map[stateKey]*record, len(w.states))
+	c.resets, c.lost = maps.Clone(w.resets), maps.Clone(w.lost)
 	for k, r := range w.states {
 		c.states[k] = &record{r.clone(), r.lapse}
 	}
@@ -114,6 +118,7 @@ func (w *World) find(c *chooser, subject int, p Policy, now int64) *record {
 	s := r.clone()
 	if s.under(p, now); !s.idle(p, now) && w.passed >= r.lapse && c.choose(2) == 1 {
 		delete(w.states, k)
+		w.lost[k] = w.lost[k] || w.stepped
 		return &record{state: newState(p.Algo)}
 	}
 	return &record{r.clone(), r.lapse}
@@ -121,8 +126,13 @@ func (w *World) find(c *chooser, subject int, p Policy, now int64) *record {
 
 // look returns the state of p as a call at now finds it, for the caller to change.
 func (w *World) look(c *chooser, subject int, p Policy, now int64) state {
+	k := stateKey{subject, p.Algo, p.Name}
 	s := w.find(c, subject, p, now).state
+	if f, ok := s.(*fixed); ok && p.Aligned && f.window != 0 && f.window != p.Window {
+		w.lost[k] = true
+	}
 	if s.dropped(p, now) {
+		w.lost[k] = w.lost[k] || w.stepped
 		return newState(p.Algo)
 	}
 	s.under(p, now)
@@ -151,11 +161,14 @@ func (w *World) giveBack(c *chooser, now int64, subject int, p Policy, f func(st
 	if _, ok := w.states[k]; !ok {
 		return
 	}
-	if r.dropped(p, now) {
-		if c.choose(2) == 1 {
+	if r.dropped(p, now) { // until a call finds that, it may be gone, as it was, or given back from
+		switch c.choose(3) {
+		case 0:
+			return
+		case 1:
 			delete(w.states, k)
+			return
 		}
-		return
 	}
 	s := r.clone()
 	s.under(p, now)
@@ -321,15 +334,22 @@ func (w *World) settle(c *chooser, now int64, id int, actual int64) {
 	s := *r
 	r = &s
 	ps := r.asked
-	if at, ok := w.resets[r.subject]; ok && r.at <= at && !resetsCovered && c.choose(2) == 1 {
-		r.policies = nil
-	}
 	for _, p := range r.policies {
 		back := r.n - actual
 		if p.Algo != Leases && back <= 0 {
 			continue
 		}
-		w.giveBack(c, now, r.subject, p, func(s state) { s.giveBack(c, p, now, r.id, back) })
+		k := stateKey{r.subject, p.Algo, p.Name}
+		if at, ok := w.resets[k]; ok && r.at <= at && w.stepped && p.Algo != Leases && c.choose(2) == 1 {
+			continue // as if it had been taken before the Reset
+		}
+		w.giveBack(c, now, r.subject, p, func(s state) {
+			if w.lost[k] && c.choose(2) == 1 {
+				s.mistake(c, back) // the same window came again
+				return
+			}
+			s.giveBack(c, p, now, r.id, back)
+		})
 	}
 	if actual <= r.n {
 		return
@@ -361,9 +381,10 @@ func (w *World) refund(c *chooser, now int64, subject int, ps []Policy, n int64)
 }
 
 func (w *World) reset(now int64, subject int, ps []Policy) {
-	w.resets[subject] = max(now, w.resets[subject])
 	for _, p := range ps {
-		delete(w.states, stateKey{subject, p.Algo, p.Name})
+		k := stateKey{subject, p.Algo, p.Name}
+		w.resets[k] = max(now, w.resets[k])
+		delete(w.states, k)
 	}
 }
 
