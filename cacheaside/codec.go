@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"github.com/klauspost/compress/s2"
+
+	"github.com/redporch/redporch/internal/gobwalk"
 )
 
 // Codec turns values into bytes and back. Its methods must be safe for concurrent
@@ -37,7 +39,7 @@ var Gob = CodecFuncs("gob",
 		return b.Bytes(), err
 	},
 	func(data []byte, v any) error {
-		if err := checkGob(data); err != nil {
+		if err := gobwalk.Check(data); err != nil {
 			return err
 		}
 		return gob.NewDecoder(bytes.NewReader(data)).Decode(v)

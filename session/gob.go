@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/redporch/redporch/internal/gobwalk"
 )
 
 func init() {
@@ -34,39 +36,12 @@ func gobDecode(s string) (v any, err error) {
 			v, err = nil, errors.New("gob: the type's decoder panicked")
 		}
 	}()
-	if !gobFramed(s) {
-		return nil, errMalformed
+	// Package gob makes a map of whatever size it claims.
+	if err := gobwalk.Check(s); err != nil {
+		return nil, err
 	}
 	if err := gob.NewDecoder(strings.NewReader(s)).Decode(&v); err != nil {
 		return nil, err
 	}
 	return v, nil
-}
-
-// gobFramed reports whether s is a sequence of gob messages that end where s
-// ends, so that the decoder allocates no more for a message than s is long. A
-// message is its length as a gob unsigned integer, and that many bytes: one byte
-// below 128 is itself; else it is the negated count of the big-endian bytes that
-// follow (package gob, "Encoding Details").
-func gobFramed(s string) bool {
-	for s != "" {
-		n := uint64(s[0])
-		s = s[1:]
-		if n >= 128 {
-			size := 256 - int(n)
-			if size > 8 || size > len(s) {
-				return false
-			}
-			n = 0
-			for i := range size {
-				n = n<<8 | uint64(s[i])
-			}
-			s = s[size:]
-		}
-		if n > uint64(len(s)) {
-			return false
-		}
-		s = s[n:]
-	}
-	return true
 }

@@ -13,12 +13,13 @@ import (
 var mayImport = map[string][]string{
 	"internal/roundtrip":    nil,
 	"internal/redistest":    nil,
+	"internal/gobwalk":      nil,
 	"internal/conventions":  nil,
 	"internal/limitmodel":   {"ratelimit"},
 	"internal/sessionmodel": {"session"},
-	"session":               {"internal/roundtrip"},
+	"session":               {"internal/roundtrip", "internal/gobwalk"},
 	"ratelimit":             {"internal/roundtrip"},
-	"cacheaside":            {"internal/roundtrip"},
+	"cacheaside":            {"internal/roundtrip", "internal/gobwalk"},
 	"middleware":            {"session", "ratelimit", "cacheaside"},
 	"docs":                  {"middleware", "ratelimit"},                          // tests of the pages; the figures
 	"examples":              {"session", "ratelimit", "cacheaside", "middleware"}, // what a user may import

@@ -1,25 +1,32 @@
-package cacheaside
+// Package gobwalk looks through a gob before package encoding/gob decodes it.
+package gobwalk
 
 import (
 	"errors"
 	"math"
 )
 
-// errGobClaims says that a gob claims more than its bytes can hold. Package gob makes
+// errClaims says that a gob claims more than its bytes can hold. Package gob makes
 // maps of whatever size they claim, so 80 bytes could take gigabytes.
-var errGobClaims = errors.New("gob claims more elements than its bytes can hold")
+var errClaims = errors.New("gob claims more elements than its bytes can hold")
 
-var errGobForm = errors.New("gob is not of a known form")
+var errForm = errors.New("gob is not of a known form")
 
-// checkGob walks over a gob, by its own type definitions, and refuses it if the count
-// of a map, slice or array is more than the bytes that are left. Source: package
+// Check walks over a gob, by its own type definitions, and refuses it if the count of a map,
+// slice or array is more than the bytes that are left, so that all counts together are no
+// more than there are bytes. It allocates for the type definitions only. Source: package
 // encoding/gob, "Encoding Details".
-func checkGob(data []byte) (err error) {
-	g := &gobWalk{rest: data, types: map[int64]gobType{}}
+//
+// A struct may have fields that the Go type which receives it lacks. What they hold package
+// gob skips in a way of its own, which goes wrong where an interface in it is nil or is the
+// first of its type. So crafted data can still claim more, if the program has registered a
+// struct, or decodes into one.
+func Check[T string | []byte](data T) (err error) {
+	g := &walker[T]{rest: data, types: map[int64]wireType{}}
 	defer func() {
 		if value := recover(); value != nil {
 			var ok bool
-			if err, ok = value.(gobError); !ok {
+			if err, ok = value.(failure); !ok {
 				panic(value)
 			}
 			err = errors.Unwrap(err)
@@ -31,25 +38,25 @@ func checkGob(data []byte) (err error) {
 			g.value(id, 0)
 		}
 		if len(g.buf) > 0 {
-			g.fail(errGobForm)
+			g.fail(errForm)
 		}
 	}
 	return nil
 }
 
-// gobError is how the walk ends early.
-type gobError struct{ error }
+// failure is how the walk ends early.
+type failure struct{ error }
 
-func (e gobError) Unwrap() error { return e.error }
+func (e failure) Unwrap() error { return e.error }
 
-type gobWalk struct {
-	rest  []byte // messages to come
-	buf   []byte // of the present one
-	types map[int64]gobType
+type walker[T string | []byte] struct {
+	rest  T // messages to come
+	buf   T // of the present one
+	types map[int64]wireType
 }
 
-// gobType is a type that a gob defines.
-type gobType struct {
+// wireType is a type that a gob defines.
+type wireType struct {
 	kind   byte  // 'l' list, 'm' map, 's' struct, 'b' bytes
 	key    int64 // of maps
 	elem   int64 // of lists and maps
@@ -57,34 +64,37 @@ type gobType struct {
 }
 
 const (
-	gobBool = 1 + iota
-	gobInt
-	gobUint
-	gobFloat
-	gobBytes
-	gobString
-	gobComplex
-	gobInterface
+	idBool = 1 + iota
+	idInt
+	idUint
+	idFloat
+	idBytes
+	idString
+	idComplex
+	idInterface
 )
 
-// maxGobDepth bounds the recursion.
-const maxGobDepth = 1000
+// firstOwnID is the first id that a gob may define. Below are those of package gob.
+const firstOwnID = 64
 
-func (g *gobWalk) fail(err error) { panic(gobError{err}) }
+// maxDepth bounds the recursion.
+const maxDepth = 1000
+
+func (g *walker[T]) fail(err error) { panic(failure{err}) }
 
 // message makes the next message the present one.
-func (g *gobWalk) message() {
-	g.buf, g.rest = g.rest, nil
+func (g *walker[T]) message() {
+	g.buf, g.rest = g.rest, g.rest[:0]
 	n := g.uint()
 	if n > uint64(len(g.buf)) {
-		g.fail(errGobForm)
+		g.fail(errForm)
 	}
-	g.buf, g.rest = g.buf[:n:n], g.buf[n:]
+	g.buf, g.rest = g.buf[:n], g.buf[n:]
 }
 
-func (g *gobWalk) uint() (n uint64) {
+func (g *walker[T]) uint() (n uint64) {
 	if len(g.buf) == 0 {
-		g.fail(errGobForm)
+		g.fail(errForm)
 	}
 	b := g.buf[0]
 	g.buf = g.buf[1:]
@@ -93,16 +103,16 @@ func (g *gobWalk) uint() (n uint64) {
 	}
 	size := -int(int8(b))
 	if size > 8 || size > len(g.buf) {
-		g.fail(errGobForm)
+		g.fail(errForm)
 	}
-	for _, b := range g.buf[:size] {
-		n = n<<8 | uint64(b)
+	for i := range size {
+		n = n<<8 | uint64(g.buf[i])
 	}
 	g.buf = g.buf[size:]
 	return n
 }
 
-func (g *gobWalk) int() int64 {
+func (g *walker[T]) int() int64 {
 	u := g.uint()
 	if u&1 != 0 {
 		return ^int64(u >> 1)
@@ -110,26 +120,26 @@ func (g *gobWalk) int() int64 {
 	return int64(u >> 1)
 }
 
-func (g *gobWalk) skip() {
+func (g *walker[T]) skip() {
 	n := g.uint()
 	if n > uint64(len(g.buf)) {
-		g.fail(errGobClaims)
+		g.fail(errClaims)
 	}
 	g.buf = g.buf[n:]
 }
 
 // count reads how many elements follow, each of at least so many bytes.
-func (g *gobWalk) count(bytes uint64) uint64 {
+func (g *walker[T]) count(bytes uint64) uint64 {
 	n := g.uint()
 	if n > uint64(len(g.buf)+len(g.rest))/bytes {
-		g.fail(errGobClaims)
+		g.fail(errClaims)
 	}
 	return n
 }
 
 // typeID reads type definitions, and returns the type of the value that follows, 0 if
 // none does.
-func (g *gobWalk) typeID(inInterface bool) int64 {
+func (g *walker[T]) typeID(inInterface bool) int64 {
 	for {
 		if len(g.buf) == 0 {
 			if len(g.rest) == 0 {
@@ -141,13 +151,13 @@ func (g *gobWalk) typeID(inInterface bool) int64 {
 		if id >= 0 {
 			return id
 		}
-		if id == math.MinInt64 {
-			g.fail(errGobForm)
+		if id > -firstOwnID || id == math.MinInt64 {
+			g.fail(errForm)
 		}
 		g.define(-id)
 		if len(g.buf) > 0 {
 			if !inInterface {
-				g.fail(errGobForm)
+				g.fail(errForm)
 			}
 			g.uint() // the size of what follows
 		}
@@ -155,22 +165,22 @@ func (g *gobWalk) typeID(inInterface bool) int64 {
 }
 
 // structure reads a struct of the definition of a type.
-func (g *gobWalk) structure(field func(n uint64)) {
+func (g *walker[T]) structure(field func(n uint64)) {
 	for n := uint64(0); ; {
 		delta := g.uint()
 		if delta == 0 {
 			return
 		}
 		if n += delta; n > 16 {
-			g.fail(errGobForm)
+			g.fail(errForm)
 		}
 		field(n)
 	}
 }
 
 // define reads the definition of a type, a wireType of package gob.
-func (g *gobWalk) define(id int64) {
-	var t gobType
+func (g *walker[T]) define(id int64) {
+	var t wireType
 	common := func() {
 		g.structure(func(n uint64) {
 			if n == 1 {
@@ -181,7 +191,10 @@ func (g *gobWalk) define(id int64) {
 		})
 	}
 	g.structure(func(kind uint64) {
-		t = gobType{kind: " llsmbbb"[min(kind, 7)]}
+		if t.kind != 0 {
+			g.fail(errForm) // of two kinds: package gob would choose by the type that receives it
+		}
+		t = wireType{kind: " llsmbbb"[min(kind, 7)]}
 		g.structure(func(n uint64) {
 			switch {
 			case n == 1:
@@ -207,35 +220,38 @@ func (g *gobWalk) define(id int64) {
 			}
 		})
 	})
+	if _, twice := g.types[id]; twice || t.kind == 0 {
+		g.fail(errForm)
+	}
 	g.types[id] = t
 }
 
 // value walks over a value that stands alone: in a message, or in an interface.
-func (g *gobWalk) value(id int64, depth int) {
+func (g *walker[T]) value(id int64, depth int) {
 	if g.types[id].kind != 's' {
 		if g.uint() != 0 {
-			g.fail(errGobForm)
+			g.fail(errForm)
 		}
 	}
 	g.walk(id, depth)
 }
 
-func (g *gobWalk) walk(id int64, depth int) {
-	if depth > maxGobDepth {
-		g.fail(errGobForm)
+func (g *walker[T]) walk(id int64, depth int) {
+	if depth > maxDepth {
+		g.fail(errForm)
 	}
 	switch id {
-	case gobBool, gobInt, gobUint, gobFloat:
+	case idBool, idInt, idUint, idFloat:
 		g.uint()
 		return
-	case gobComplex:
+	case idComplex:
 		g.uint()
 		g.uint()
 		return
-	case gobBytes, gobString:
+	case idBytes, idString:
 		g.skip()
 		return
-	case gobInterface:
+	case idInterface:
 		before := len(g.buf)
 		g.skip() // the name of its type
 		if before-len(g.buf) == 1 {
@@ -266,12 +282,15 @@ func (g *gobWalk) walk(id int64, depth int) {
 				return
 			}
 			if delta > uint64(len(t.fields))-n {
-				g.fail(errGobForm)
+				g.fail(errForm)
 			}
 			n += delta
+			if t.fields[n-1] == idInterface && len(g.buf) > 0 && g.buf[0] == 0 {
+				g.fail(errForm) // a nil one is left out
+			}
 			g.walk(t.fields[n-1], depth+1)
 		}
 	default:
-		g.fail(errGobForm)
+		g.fail(errForm)
 	}
 }
