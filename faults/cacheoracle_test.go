@@ -1,9 +1,12 @@
 package faults_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,7 +56,8 @@ func (r *oracleRow) acknowledge(proc int, v int64) {
 	r.acks = append(r.acks, oracleAck{time.Now(), v})
 }
 
-// promised is the least version that a read that starts now may return.
+// promised is the least version that a read that starts now may return; zero if none is
+// promised yet.
 func (r *oracleRow) promised(proc int, bound time.Duration) int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -69,12 +73,42 @@ func (r *oracleRow) promised(proc int, bound time.Duration) int64 {
 type oracle struct {
 	seed  uint64
 	bound time.Duration // elsewhere
-	quiet bool          // the second process only reads: its own writes hide what it was not told
+	quiet bool          // the second process only reads, without Refresh: else it would not need to be told
 	rows  [oracleKeys]oracleRow
-	cs    [2]*cacheaside.Cache[int, int64]
+	cs    [2]oracled
 
-	reads, stale, writes, broken atomic.Int64
-	example                      atomic.Value
+	// Of each process: reads to which something was promised, and those that did not keep it.
+	reads, stale   [2]atomic.Int64
+	writes, broken atomic.Int64
+	example        atomic.Value
+}
+
+// oracled is what the oracle asks of a cache.
+type oracled interface {
+	Get(ctx context.Context, key int) (int64, error)
+	Invalidate(ctx context.Context, keys ...int) error
+}
+
+// redporchCache is what it asks of this one as well.
+type redporchCache interface {
+	oracled
+	GetMany(ctx context.Context, keys []int) (map[int]int64, error)
+	Refresh(ctx context.Context, key int) (int64, error)
+	InvalidateTags(ctx context.Context, tags ...string) error
+	Clear(ctx context.Context) error
+	Update(ctx context.Context, write func(context.Context) error, keys ...int) error
+	Stats() cacheaside.Stats
+}
+
+func (o *oracle) allReads() int64 { return o.reads[0].Load() + o.reads[1].Load() }
+func (o *oracle) allStale() int64 { return o.stale[0].Load() + o.stale[1].Load() }
+
+// l1Hits counts reads from first levels.
+func (o *oracle) l1Hits() (n uint64) {
+	for _, c := range o.cs {
+		n += c.(redporchCache).Stats().L1Hits
+	}
+	return n
 }
 
 // linger has what races race: mostly not at all, sometimes for a while.
@@ -103,9 +137,12 @@ func (o *oracle) loadMany(ctx context.Context, keys []int) (map[int]int64, error
 
 // write changes rows and has the cache of a process follow.
 func (o *oracle) write(ctx context.Context, rng *rand.Rand, proc int) {
-	c := o.cs[proc]
+	c, all := o.cs[proc].(redporchCache)
 	first, step := rng.IntN(oracleKeys), oracleKeys // one key
 	channel := rng.IntN(10)
+	if !all {
+		channel = 5
+	}
 	switch {
 	case channel < 4: // a tag
 		first, step = first%oracleGroups, oracleGroups
@@ -131,7 +168,7 @@ func (o *oracle) write(ctx context.Context, rng *rand.Rand, proc int) {
 		err = c.Clear(ctx)
 	case channel < 8:
 		commit(ctx)
-		err = c.Invalidate(ctx, first)
+		err = o.cs[proc].Invalidate(ctx, first)
 	default:
 		err = c.Update(ctx, commit, first)
 	}
@@ -147,9 +184,12 @@ func (o *oracle) write(ctx context.Context, rng *rand.Rand, proc int) {
 
 // read reads in one of several ways, and compares.
 func (o *oracle) read(ctx context.Context, rng *rand.Rand, proc int) error {
-	c := o.cs[proc]
+	c, all := o.cs[proc].(redporchCache)
 	keys := []int{rng.IntN(oracleKeys)}
 	way := rng.IntN(20)
+	if !all || way == 3 && o.quiet && proc == 1 {
+		way = 10
+	}
 	if way < 3 {
 		keys = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}[rng.IntN(8):]
 	}
@@ -171,28 +211,31 @@ func (o *oracle) read(ctx context.Context, rng *rand.Rand, proc int) error {
 		got = map[int]int64{keys[0]: v}
 	default:
 		var v int64
-		v, err = c.Get(ctx, keys[0])
+		v, err = o.cs[proc].Get(ctx, keys[0])
 		got = map[int]int64{keys[0]: v}
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", how, err)
 	}
 	for _, key := range keys {
-		o.reads.Add(1)
+		if least[key] > 0 {
+			o.reads[proc].Add(1)
+		}
 		if got[key] < least[key] {
-			o.stale.Add(1)
+			o.stale[proc].Add(1)
 			o.example.Store(fmt.Sprintf("%s of key %d in process %d returned version %d; promised is %d", how, key, proc, got[key], least[key]))
 		}
 	}
 	return nil
 }
 
-// play has both processes read and write until there were so many reads, or, if
-// stopAtStale, until one was stale.
+// play has both processes read and write until there were so many reads in all, a fifth of
+// them in each process, or, if stopAtStale, until one was stale.
 func (o *oracle) play(t *testing.T, reads int64, stopAtStale bool) {
 	var wg sync.WaitGroup
 	over := func() bool {
-		return o.reads.Load() >= reads || stopAtStale && o.stale.Load() > 0 || t.Failed()
+		enough := o.allReads() >= reads && min(o.reads[0].Load(), o.reads[1].Load()) >= reads/5
+		return enough || stopAtStale && o.allStale() > 0 || t.Failed()
 	}
 	for proc := range o.cs {
 		for worker := range 6 {
@@ -200,9 +243,9 @@ func (o *oracle) play(t *testing.T, reads int64, stopAtStale bool) {
 				rng := rand.New(rand.NewPCG(o.seed, uint64(10*proc+worker)))
 				for !over() {
 					if worker == 0 && !(o.quiet && proc == 1) {
-						next := o.reads.Load() + int64(rng.IntN(60))
+						next := o.allReads() + int64(rng.IntN(60))
 						o.write(t.Context(), rng, proc)
-						for o.reads.Load() < next && !over() {
+						for o.writes.Load() > 100 && o.allReads() < next && !over() { // at first none is promised anything
 							time.Sleep(50 * time.Microsecond)
 						}
 						continue
@@ -292,11 +335,11 @@ func TestCacheOracle(t *testing.T) {
 					o.play(t, oracleReads(), false)
 					cancel()
 					<-done
-					all.Add(o.reads.Load())
-					t.Logf("%d reads, %d stale; %d writes, %d without promise; %d faults; first level %d", o.reads.Load(), o.stale.Load(),
-						o.writes.Load(), o.broken.Load(), faults, o.cs[0].Stats().L1Hits+o.cs[1].Stats().L1Hits)
-					if o.stale.Load() > 0 {
-						t.Errorf("seed %d: %d of %d reads were stale; %v", o.seed, o.stale.Load(), o.reads.Load(), o.example.Load())
+					all.Add(o.allReads())
+					t.Logf("%d and %d reads, %d stale; %d writes, %d without promise; %d faults; %d from first levels", o.reads[0].Load(), o.reads[1].Load(),
+						o.allStale(), o.writes.Load(), o.broken.Load(), faults, o.l1Hits())
+					if o.allStale() > 0 {
+						t.Errorf("seed %d: %d of %d reads were stale; %v", o.seed, o.allStale(), o.allReads(), o.example.Load())
 					}
 					if o.writes.Load() == o.broken.Load() {
 						t.Error("no write was acknowledged; that proves nothing")
@@ -344,8 +387,9 @@ func (o *oracle) harm(ctx context.Context, s *redistest.Server, proxies []*redis
 	return faults
 }
 
-// saboteur drops the check of keys or of tags, on which the promise rests, by changing commands and
-// replies on their way.
+// saboteur drops what the promise rests on, by changing commands and replies on their way:
+// the check of keys, the check of tags, the announcements, or these and what the server
+// announces by itself.
 type saboteur struct {
 	what string
 	mu   sync.Mutex
@@ -354,6 +398,18 @@ type saboteur struct {
 }
 
 func (x *saboteur) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+// deaf is a connection on which the server is not asked to track.
+type deaf struct{ net.Conn }
+
+func (c deaf) Write(b []byte) (int, error) {
+	if i := bytes.Index(b, []byte("tracking\r\n$2\r\non\r\n")); i >= 0 {
+		with := slices.Concat(b[:i], []byte("tracking\r\n$3\r\noff\r\n"), b[i+len("tracking\r\n$2\r\non\r\n"):])
+		_, err := c.Conn.Write(with)
+		return len(b), err
+	}
+	return c.Conn.Write(b)
+}
 
 func (x *saboteur) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
@@ -383,6 +439,12 @@ func (x *saboteur) before(ctx context.Context, cmd redis.Cmder) {
 	case "key": // a broken lease stands again when it is filled
 		if len(args) == 7 && strings.HasPrefix(text(args[4]), "L") && strings.HasPrefix(text(args[5]), "V") {
 			x.rdb.Set(ctx, text(args[3]), text(args[4]), time.Second)
+		}
+	case "bus", "tracking": // announcements go where nobody listens
+		for i, arg := range args {
+			if text(arg) == cacheaside.DefaultPrefix+"oracle#bus" {
+				args[i] = "nobody"
+			}
 		}
 	}
 }
@@ -436,23 +498,45 @@ func text(arg any) string {
 	return ""
 }
 
-// TestCacheOracleBites: with either check dropped the oracle finds stale reads.
+// TestCacheOracleBites: with any of what the promise rests on dropped the oracle finds stale
+// reads.
 func TestCacheOracleBites(t *testing.T) {
-	for _, what := range []string{"key", "tag"} {
-		t.Run(what, func(t *testing.T) {
+	for _, tt := range []struct {
+		what string
+		cfg  cacheaside.Config
+	}{
+		{"key", cacheaside.Config{L1Entries: -1}},
+		{"tag", cacheaside.Config{L1Entries: -1}},
+		{"bus", cacheaside.Config{}},
+		{"tracking", cacheaside.Config{Tracking: true}},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
 			s := redistest.Start(t)
 			var clients [2]redis.UniversalClient
 			for i := range clients {
-				rdb := s.Client(func(o *redis.Options) { o.PoolSize = 30 })
-				rdb.AddHook(&saboteur{what: what, tags: map[string]string{}, rdb: s.Client()})
+				rdb := s.Client(func(o *redis.Options) {
+					o.PoolSize = 30
+					if dial := o.Dialer; tt.what == "tracking" {
+						o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+							if dial == nil {
+								dial = new(net.Dialer).DialContext
+							}
+							cn, err := dial(ctx, network, addr)
+							return deaf{cn}, err
+						}
+					}
+				})
+				rdb.AddHook(&saboteur{what: tt.what, tags: map[string]string{}, rdb: s.Client()})
 				clients[i] = rdb
 			}
-			cfg := cacheaside.Config{L1Entries: -1, Timeout: 5 * time.Second}
+			cfg := tt.cfg
+			cfg.Timeout = 5 * time.Second
 			o := newOracle(t, cfg, false, clients)
+			o.quiet = cfg.L1Entries >= 0
 			o.play(t, 500_000, true)
-			t.Logf("without the %s check: %d stale of %d reads; %v", what, o.stale.Load(), o.reads.Load(), o.example.Load())
-			if o.stale.Load() == 0 {
-				t.Errorf("seed %d: not one of %d reads was stale without the %s check", o.seed, o.reads.Load(), what)
+			t.Logf("without the %s: %d stale of %d reads; %v", tt.what, o.allStale(), o.allReads(), o.example.Load())
+			if o.allStale() == 0 {
+				t.Errorf("seed %d: not one of %d reads was stale without the %s", o.seed, o.allReads(), tt.what)
 			}
 		})
 	}
