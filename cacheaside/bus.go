@@ -18,7 +18,7 @@ import (
 // is not used, as it hides reconnections and drops what does not fit its buffer.
 type bus struct {
 	rdb          redis.UniversalClient
-	channel      string
+	channels     []string
 	maxStaleness time.Duration
 
 	message func(payload string)
@@ -27,8 +27,8 @@ type bus struct {
 	failed  func(error)    // no connection could be made; may be nil
 }
 
-func newBus(rdb redis.UniversalClient, channel string, maxStaleness time.Duration) *bus {
-	return &bus{rdb: rdb, channel: channel, maxStaleness: maxStaleness}
+func newBus(rdb redis.UniversalClient, channels []string, maxStaleness time.Duration) *bus {
+	return &bus{rdb: rdb, channels: channels, maxStaleness: maxStaleness}
 }
 
 // run listens until ctx ends, over as many connections as it takes.
@@ -64,12 +64,13 @@ func (b *bus) listen(ctx context.Context) (subscribed bool) {
 		<-pinger
 	}()
 
-	if err := ps.Subscribe(ctx, b.channel); err != nil {
+	if err := ps.Subscribe(ctx, b.channels...); err != nil {
 		if b.failed != nil && ctx.Err() == nil {
 			b.failed(err)
 		}
 		return false
 	}
+	told := 0
 	for {
 		got, err := ps.Receive(ctx)
 		if err != nil || ctx.Err() != nil {
@@ -79,6 +80,9 @@ func (b *bus) listen(ctx context.Context) (subscribed bool) {
 		case *redis.Subscription:
 			if subscribed {
 				return true // it has reconnected by itself: something may be lost
+			}
+			if told++; told < len(b.channels) {
+				continue
 			}
 			subscribed = true
 			b.proved(mono())

@@ -27,6 +27,8 @@ type Cache[K comparable, V any] struct {
 	seed   maphash.Seed
 
 	channelName string // where invalidations are announced
+	tagChannel  string // where those of tags are, if tags are shared
+	tagBase     string // begins every tag's key in Redis
 	origin      string // tells this cache's announcements from others'
 
 	l1      *l1[K, V] // nil without a first level
@@ -42,6 +44,7 @@ type Cache[K comparable, V any] struct {
 	closing context.Context // ends with Close
 	close   context.CancelFunc
 	closed  atomic.Bool
+	bypass  atomic.Bool // see Bypass
 	busUp   atomic.Bool
 	life    sync.Mutex     // orders starting goroutines before or after Close
 	workers sync.WaitGroup // goroutines that Close waits for
@@ -55,7 +58,9 @@ type Cache[K comparable, V any] struct {
 // with the values of some caller's context, never with its cancellation, and must
 // read what was written before it was called: not from a lagging replica.
 //
-// K must be a string or integer type, or implement encoding.TextMarshaler.
+// K must be a string or integer type, or implement encoding.TextMarshaler, or be a
+// struct or array of such and of bools. The text of a struct is its fields in their order,
+// so a deploy that moves them changes all keys.
 //
 // New dials nothing. rdb stays the caller's to close, after the cache. Add hooks to
 // it, such as those of tracing, before: later ones don't see the cache's calls. The
@@ -63,11 +68,25 @@ type Cache[K comparable, V any] struct {
 func New[K comparable, V any](rdb redis.UniversalClient, name string, load func(ctx context.Context, key K) (V, error), cfg Config, more ...Funcs[K, V]) (*Cache[K, V], error) {
 	var errs []error
 	if load == nil {
-		errs = append(errs, errors.New("load is nil; pass the function that reads the source"))
+		errs = append(errs, errors.New("load is nil; pass the function that reads the source, or use NewInvalidator"))
 	}
 	if len(more) > 1 {
 		errs = append(errs, errors.New("more than one Funcs; pass one with all fields"))
 	}
+	c, err := newCache(rdb, name, load, cfg)
+	if err = errors.Join(append(errs, err)...); err != nil {
+		return nil, fmt.Errorf("cacheaside: new: %w", err)
+	}
+	if len(more) == 1 {
+		c.fn = more[0]
+	}
+	c.open()
+	return c, nil
+}
+
+// newCache returns a cache that nothing runs for yet.
+func newCache[K comparable, V any](rdb redis.UniversalClient, name string, load func(ctx context.Context, key K) (V, error), cfg Config) (*Cache[K, V], error) {
+	var errs []error
 	if err := cfg.complete(name); err != nil {
 		errs = append(errs, err)
 	}
@@ -80,7 +99,7 @@ func New[K comparable, V any](rdb redis.UniversalClient, name string, load func(
 		errs = append(errs, err)
 	}
 	if len(errs) > 0 {
-		return nil, fmt.Errorf("cacheaside: new: %w", errors.Join(errs...))
+		return nil, errors.Join(errs...)
 	}
 
 	c := &Cache[K, V]{
@@ -94,22 +113,48 @@ func New[K comparable, V any](rdb redis.UniversalClient, name string, load func(
 		seed:   maphash.MakeSeed(),
 		direct: make(chan struct{}, cfg.MaxDirectLoads),
 	}
-	if len(more) == 1 {
-		c.fn = more[0]
-	}
 	c.channelName = cfg.Prefix + name + "#bus"
+	c.tagChannel, c.tagBase = c.channelName, cfg.Prefix+name+"#t:"
+	if cfg.SharedTags { // no cache has an empty name
+		c.tagChannel, c.tagBase = cfg.Prefix+"#bus", cfg.Prefix+"#t:"
+	}
 	c.events.queue = make(chan Invalidation, maxEvents)
 	c.closing, c.close = context.WithCancel(context.Background())
 	if cfg.hasL1() {
 		c.l1 = newL1[K, V](&c.cfg, keys)
 	}
 	if cfg.hasL1() || cfg.OnInvalidate != nil {
-		c.bus = newBus(conn.Client(), c.channelName, cfg.MaxStaleness)
-	}
-	if cfg.OnInvalidate != nil {
-		c.startBus() // who wants to be told of others' doings may never call Get
+		c.bus = newBus(conn.Client(), c.channels(), cfg.MaxStaleness)
 	}
 	return c, nil
+}
+
+// channels are where this cache's invalidations are announced.
+func (c *Cache[K, V]) channels() []string {
+	if c.tagChannel != c.channelName {
+		return []string{c.channelName, c.tagChannel}
+	}
+	return []string{c.channelName}
+}
+
+// open starts what a new cache needs before its first call.
+func (c *Cache[K, V]) open() {
+	if c.cfg.OnInvalidate != nil {
+		c.startBus() // who wants to be told of others' doings may never call Get
+	}
+	if c.cfg.SharedTags {
+		sharers.add(c.cfg.Prefix, c)
+	}
+}
+
+// Bypass switches the cache off, or on again, for this process: while it is off, calls that
+// start load for themselves, one at a time for each key and at most MaxDirectLoads, and
+// nothing is read from the cache or stored in it. Invalidations go on, so that the cache
+// holds nothing old when it is switched on again. It is for times when what is cached is
+// thought to be wrong. A new cache is on.
+func (c *Cache[K, V]) Bypass(off bool) {
+	c.bypass.Store(off)
+	c.flights.barTag("") // loads under way may have asked the cache, or not
 }
 
 // Plain turns a loader that takes no context into one that New accepts.
@@ -129,6 +174,7 @@ func (c *Cache[K, V]) Close() error {
 		return nil
 	}
 	c.close()
+	sharers.remove(c.cfg.Prefix, c)
 	c.workers.Wait()
 	if c.l1 != nil {
 		c.l1.purge()

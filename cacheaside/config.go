@@ -145,6 +145,11 @@ type Config struct {
 	// Zero means DefaultMaxValue.
 	MaxValue int
 
+	// SharedTags has all caches of one Prefix that set it share their tags:
+	// InvalidateTags of one invalidates the keys of all. In the processes of caches of
+	// one name it must be set in all or in none.
+	SharedTags bool
+
 	// NoCoalesce sends every command to Redis alone.
 	NoCoalesce bool
 
@@ -157,6 +162,10 @@ type Config struct {
 	// in Stats.
 	OnInvalidate func(Invalidation)
 }
+
+// defaultTimeout is DefaultTimeout; longer in this package's tests, as the machine that runs
+// the Examples may be busy.
+var defaultTimeout = DefaultTimeout
 
 // nameRule keeps names apart from keys: neither ':' nor '#' can occur in one.
 var nameRule = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
@@ -236,7 +245,7 @@ func (cfg *Config) complete(name string) error {
 	orDefault(&cfg.NegativeTTL, min(DefaultNegativeTTL, max(cfg.TTL, time.Millisecond)))
 	orDefault(&cfg.ErrorBackoff, DefaultErrorBackoff)
 	orDefault(&cfg.MaxStaleness, DefaultMaxStaleness)
-	orDefault(&cfg.Timeout, DefaultTimeout)
+	orDefault(&cfg.Timeout, defaultTimeout)
 	orDefault(&cfg.LoadTimeout, DefaultLoadTimeout)
 	orDefault(&cfg.SoftTimeout, cfg.LoadTimeout)
 	orDefault(&cfg.FenceTTL, DefaultFenceTTL)

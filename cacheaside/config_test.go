@@ -42,8 +42,15 @@ func TestNewRefuses(t *testing.T) {
 			[]string{"redis.Ring is not supported"}},
 		{"float keys", func() error { _, err := cacheaside.New(rdb, "a", loadNothing[float64], ok); return err },
 			[]string{"keys are float64", "encoding.TextMarshaler"}},
-		{"struct keys", func() error { _, err := cacheaside.New(rdb, "a", loadNothing[struct{ A int }], ok); return err },
-			[]string{"keys are struct", "encoding.TextMarshaler"}},
+		{"keys with a float", func() error {
+			_, err := cacheaside.New(rdb, "a", loadNothing[struct{ At struct{ X float64 } }], ok)
+			return err
+		}, []string{"keys are struct", "part At.X is float64", "encoding.TextMarshaler"}},
+		{"keys with a hidden text", func() error {
+			_, err := cacheaside.New(rdb, "a", loadNothing[struct{ from netip.Addr }], ok)
+			return err
+		},
+			[]string{"field from implements encoding.TextMarshaler", "exported"}},
 		{"two Funcs", func() error {
 			_, err := cacheaside.New(rdb, "a", loadNothing[int], ok, cacheaside.Funcs[int, string]{}, cacheaside.Funcs[int, string]{})
 			return err
@@ -89,6 +96,17 @@ func TestKeyKinds(t *testing.T) {
 		checkKey(t, rdb, uint64(1<<64-1), "18446744073709551615")
 		checkKey(t, rdb, time.Duration(7), "7")
 		checkKey(t, rdb, netip.MustParseAddr("2001:db8::1"), "2001:db8::1")
+		checkKey(t, rdb, struct {
+			Tenant string
+			id     uint8
+			_      int
+			On     bool
+			At     [2]int
+			From   netip.Addr
+			Sub    struct{ a, b email }
+		}{"a,b\\", 7, 1, true, [2]int{-1, 2}, netip.MustParseAddr("::1"), struct{ a, b email }{"", "c"}}, `a\,b\\,7,true,-1,2,::1,,c`)
+		checkKey(t, rdb, [2]string{}, ",")
+		checkKey(t, rdb, struct{}{}, "")
 	})
 }
 
@@ -142,4 +160,34 @@ func TestCachesApart(t *testing.T) {
 	if _, ok, _ := ab.Peek(t.Context(), "c"); !ok {
 		t.Error("a.b has no value after Clear of a")
 	}
+}
+
+// TestStructKeys: keys of several parts are found again by who has an equal one only, and
+// in another process' first level.
+func TestStructKeys(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		type key struct{ A, B string }
+		load := func(_ context.Context, k key) (key, error) { return k, nil }
+		a, b := newCache(t, rdb, load, cacheaside.Config{}), newCache(t, rdb, load, cacheaside.Config{})
+		parts := []string{"", ",", `\`, `\,`, `,\`, "x", "x,", `\\`, ",,"}
+		for range 2 {
+			for _, x := range parts {
+				for _, y := range parts {
+					if v, err := a.Get(t.Context(), key{x, y}); err != nil || v != (key{x, y}) {
+						t.Fatalf("Get(%q, %q) = %q, %v", x, y, v, err)
+					}
+				}
+			}
+		}
+		if n := a.Stats().Loads; n != uint64(len(parts)*len(parts)) {
+			t.Errorf("%d loads of %d keys", n, len(parts)*len(parts))
+		}
+		k := key{"x", ","}
+		eventually(t, "in the other's first level", func() bool {
+			e, err := b.GetEntry(t.Context(), k)
+			return err == nil && e.Source == cacheaside.SourceL1
+		})
+		must(t, a.Invalidate(t.Context(), k))
+		eventually(t, "gone there", func() bool { _, ok, err := b.Peek(t.Context(), k); return err == nil && !ok })
+	})
 }

@@ -40,11 +40,17 @@
 //	redporch:cache:user:42    string  the entry
 //	redporch:cache:user#t:TAG string  version of a tag, 16 hexadecimal digits
 //	redporch:cache:user#bus   channel of announcements
+//	redporch:cache:#t:TAG     version of a tag that caches share, see [Config.SharedTags]
+//	redporch:cache:#bus       channel of its announcements
+//
+// A key of several parts has commas between them, and a backslash before those within:
+// redporch:cache:stock:Rome,7.
 //
 // An entry begins with its kind and 16 random bytes, new for every write, which
 // together are what scripts compare before they replace it:
 //
-//	byte 0      V value, N negative, L lease, F fence, U not cached
+//	byte 0      V value, N negative, L lease, F fence, U the last load's outcome is not
+//	            cached (for 150 ms), so that those who waited for it load side by side
 //	1-16        nonce; of a fence: for each of those who hold it a token, 10 bytes, and
 //	            its end in milliseconds since 1970, 6 bytes
 //	17          format, '1'; from here on of V and N only
@@ -53,7 +59,9 @@
 //	32-39       when it was written, milliseconds since 1970, big-endian as all below
 //	40-47       how long it is fresh, milliseconds
 //	48-51       how long loading took, milliseconds
-//	52-55       FNV-1a of the codec's name
+//	52-55       FNV-1a (32 bits) of the codec's name, a zero byte, the prefix, a zero byte
+//	            and the cache's name; the version before wrote that of the codec's name alone,
+//	            which is read too
 //	...         [8 bytes: version] [1 byte: number of tags, 24 bytes each: hash, version]
 //	...         payload
 //	last 4      CRC-32C of the key and all of the above but the claim
@@ -75,7 +83,7 @@
 // Redis is asked the loader is called instead, for one caller a key and process, and for at most
 // [Config.MaxDirectLoads] keys. Invalidate and Update do report it: the keys are
 // queued, tried again in the background, and not read from the cache by this
-// process until that has succeeded. Stored values that are damaged or foreign are
+// process until that has succeeded. [Cache.Bypass] switches a cache off. Stored values that are damaged or foreign are
 // reported to [Hooks.Error] and replaced.
 //
 // # Concurrency

@@ -206,6 +206,89 @@ func ExampleCache_InvalidateTags() {
 	// database asked for 1
 }
 
+// A service that only writes needs no loader to invalidate what others read. Shared tags
+// reach the keys of several caches.
+func ExampleNewInvalidator() {
+	rdb, stop := startRedis()
+	defer stop()
+	db := newShop()
+	ofShop := cacheaside.Config{TTL: 5 * time.Minute, SharedTags: true}
+	products, err := cacheaside.New(rdb, "product", db.product, ofShop,
+		cacheaside.Funcs[int, Product]{Tags: func(int) []string { return []string{"shop-1"} }})
+	if err != nil {
+		panic(err)
+	}
+	defer products.Close()
+
+	// In another program:
+	orders, err := cacheaside.NewInvalidator[int](rdb, "order", cacheaside.Config{SharedTags: true})
+	if err != nil {
+		panic(err)
+	}
+	defer orders.Close()
+
+	ctx := context.Background()
+	products.Get(ctx, 1)
+	fmt.Println(orders.Invalidate(ctx, 1)) // order 1, not product 1
+	products.Get(ctx, 1)
+	fmt.Println(orders.InvalidateTags(ctx, "shop-1"))
+	products.Get(ctx, 1)
+	// Output:
+	// database asked for 1
+	// <nil>
+	// <nil>
+	// database asked for 1
+}
+
+// What is cached is thought to be wrong: until that is clear, ask the source.
+func ExampleCache_Bypass() {
+	rdb, stop := startRedis()
+	defer stop()
+	db := newShop()
+	products, err := cacheaside.New(rdb, "product", db.product, cacheaside.Config{TTL: 5 * time.Minute})
+	if err != nil {
+		panic(err)
+	}
+	defer products.Close()
+
+	ctx := context.Background()
+	products.Get(ctx, 1)
+	products.Bypass(true)
+	products.Get(ctx, 1)
+	fmt.Println(products.Invalidate(ctx, 1)) // goes on
+	products.Bypass(false)
+	products.Get(ctx, 1)
+	products.Get(ctx, 1)
+	// Output:
+	// database asked for 1
+	// database asked for 1
+	// <nil>
+	// database asked for 1
+}
+
+// A key may have several parts.
+func Example_structKeys() {
+	rdb, stop := startRedis()
+	defer stop()
+	type stock struct {
+		Shop    string
+		Product int
+	}
+	cache, err := cacheaside.New(rdb, "stock", func(_ context.Context, k stock) (int, error) { return 10 * k.Product, nil },
+		cacheaside.Config{TTL: 5 * time.Minute})
+	if err != nil {
+		panic(err)
+	}
+	defer cache.Close()
+
+	ctx := context.Background()
+	fmt.Println(cache.Get(ctx, stock{"Rome", 7}))
+	fmt.Println(rdb.Keys(ctx, "*").Val())
+	// Output:
+	// 70 <nil>
+	// [redporch:cache:stock:Rome,7]
+}
+
 // What does not exist is remembered too, for a shorter time.
 func Example_negativeCaching() {
 	rdb, stop := startRedis()

@@ -49,7 +49,7 @@ type Entry[V any] struct {
 // ErrLoadTimeout; or that of ctx; or about key. Redis being down is not an error:
 // the loader answers.
 func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
-	if e, due := c.l1.get(key); e != nil {
+	if e, due := c.kept(key); e != nil {
 		if e.missing {
 			c.stats.negative.Add(1)
 			var zero V
@@ -71,7 +71,7 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (V, error) {
 // GetEntry is Get, and tells where the value came from and how old it is. With
 // ErrNotFound from the cache the source is SourceNegative.
 func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
-	if e, due := c.l1.get(key); e != nil {
+	if e, due := c.kept(key); e != nil {
 		if e.missing {
 			c.stats.negative.Add(1)
 			return Entry[V]{Source: SourceNegative, Age: e.age(), TTL: e.ttl()}, ErrNotFound
@@ -84,6 +84,14 @@ func (c *Cache[K, V]) GetEntry(ctx context.Context, key K) (Entry[V], error) {
 		return Entry[V]{Value: v, Source: SourceL1, Age: e.age(), TTL: e.ttl()}, err
 	}
 	return c.get(ctx, key)
+}
+
+// kept is what the first level may serve.
+func (c *Cache[K, V]) kept(key K) (e *kept[V], due bool) {
+	if c.bypass.Load() {
+		return nil, false
+	}
+	return c.l1.get(key)
 }
 
 // clone copies a value for a caller. The error is a panic of the app's function.
@@ -99,7 +107,7 @@ func (c *Cache[K, V]) clone(v V) (own V, err error) {
 // error says that Redis could not be asked, or is about key.
 func (c *Cache[K, V]) Peek(ctx context.Context, key K) (V, bool, error) {
 	var zero V
-	if e, _ := c.l1.get(key); e != nil {
+	if e, _ := c.kept(key); e != nil {
 		if e.missing {
 			return zero, false, nil
 		}

@@ -136,7 +136,8 @@ func (c *Cache[K, V]) refOfText(text string) (ref[K], error) {
 // send invalidates keys and tags at Redis and in this process, and queues what
 // failed.
 func (c *Cache[K, V]) send(ctx context.Context, refs []ref[K], tags []string, cause Cause) error {
-	c.forget(refs, tags)
+	c.forget(refs, nil)
+	c.forgetTags(tags)
 	cmds := make([]redis.Cmder, 0, len(refs)+len(tags))
 	for i := range refs {
 		cmds = append(cmds, c.invalidateCmd(ctx, &refs[i], cause))
@@ -158,12 +159,19 @@ func (c *Cache[K, V]) send(ctx context.Context, refs []ref[K], tags []string, ca
 		}
 		if i < len(refs) {
 			queued = c.pending.addKey(refs[i].entry, refs[i].text) && queued
-		} else {
-			queued = c.pending.addTag(tags[i-len(refs)]) && queued
+			continue
+		}
+		tag := tags[i-len(refs)]
+		queued = c.pending.addTag(tag) && queued
+		if c.cfg.SharedTags {
+			for _, o := range sharers.others(c.cfg.Prefix, c) {
+				queued = o.queueTag(tag) && queued
+			}
 		}
 	}
 	// A reader here may have found the old value while the command was on its way.
-	c.forget(refs, tags)
+	c.forget(refs, nil)
+	c.forgetTags(tags)
 	c.emit(Invalidation{Kind: KindKeys, Cause: cause, Keys: texts(refs), Tags: tags})
 	if first == nil {
 		return nil

@@ -42,7 +42,7 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 			continue
 		}
 		asked[key] = struct{}{}
-		if e, due := c.l1.get(key); e != nil {
+		if e, due := c.kept(key); e != nil {
 			if e.missing {
 				c.stats.negative.Add(1)
 				continue

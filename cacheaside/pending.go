@@ -169,7 +169,7 @@ func (c *Cache[K, V]) retryOnce(ctx context.Context) bool {
 			c.emit(Invalidation{Kind: KindKeys, Cause: CauseRetry, Keys: []string{refs[i].text}})
 		default:
 			tag := tags[i-len(refs)]
-			c.forget(nil, []string{tag})
+			c.forgetTags([]string{tag})
 			c.pending.removeTag(tag)
 			c.emit(Invalidation{Kind: KindKeys, Cause: CauseRetry, Tags: []string{tag}})
 		}
@@ -232,4 +232,7 @@ func (b *backoffs) pausing(entry string) bool {
 	return ok && mono() < f.until
 }
 
-func (c *Cache[K, V]) blocked(r *ref[K]) bool { return c.pending.has(r.entry, r.tags) }
+// blocked reports whether a key is neither to be read from the cache nor stored in it.
+func (c *Cache[K, V]) blocked(r *ref[K]) bool {
+	return c.pending.has(r.entry, r.tags) || c.bypass.Load()
+}

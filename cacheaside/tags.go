@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	_ "embed"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -28,11 +29,9 @@ var (
 // they are still the same. So a tag is invalidated by giving it another version,
 // however many entries have it, and a version that gets lost invalidates too.
 
-// tagKey is the key of a tag's version. Names of caches contain no '#', so it is
-// no entry's.
-func (c *Cache[K, V]) tagKey(tag string) string {
-	return c.base[:len(c.base)-1] + "#t:" + tag
-}
+// tagKey is the key of a tag's version. Names of caches contain no '#' and are not empty,
+// so it is no entry's.
+func (c *Cache[K, V]) tagKey(tag string) string { return c.tagBase + tag }
 
 // tagTTL is how long a version is kept after it was last captured: longer than
 // any entry that carries it.
@@ -45,7 +44,7 @@ func (c *Cache[K, V]) captureTag(ctx context.Context, tag string) *roundtrip.Scr
 }
 
 func (c *Cache[K, V]) bumpTag(ctx context.Context, tag string, cause Cause) *roundtrip.ScriptCmd {
-	return tagBumpScript.Cmd(ctx, []string{c.tagKey(tag)}, nonce(), c.tagTTL(), c.channelName, c.message(KindKeys, true, cause, tag))
+	return tagBumpScript.Cmd(ctx, []string{c.tagKey(tag)}, nonce(), c.tagTTL(), c.tagChannel, c.message(KindKeys, true, cause, tag))
 }
 
 // readTags sends get together with a GET for each tag.
@@ -127,4 +126,81 @@ func nonce() string {
 	var b [16]byte
 	rand.Read(b[:])
 	return string(b[:])
+}
+
+// sharers are the caches of this process that share tags, by their prefix: what one does to
+// a tag holds at once for the others, which otherwise would have to wait until they are told.
+var sharers sharing
+
+type sharing struct {
+	mu sync.RWMutex
+	m  map[string]map[sharer]struct{}
+}
+
+// sharer is a cache.
+type sharer interface {
+	forgetTag(tag string)
+	queueTag(tag string) bool
+}
+
+func (s *sharing) add(prefix string, c sharer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m == nil {
+		s.m = make(map[string]map[sharer]struct{})
+	}
+	if s.m[prefix] == nil {
+		s.m[prefix] = make(map[sharer]struct{})
+	}
+	s.m[prefix][c] = struct{}{}
+}
+
+func (s *sharing) remove(prefix string, c sharer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.m[prefix], c)
+	if len(s.m[prefix]) == 0 {
+		delete(s.m, prefix)
+	}
+}
+
+// others are the caches that share tags with one, without itself.
+func (s *sharing) others(prefix string, c sharer) []sharer {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if len(s.m) == 0 {
+		return nil
+	}
+	var all []sharer
+	for o := range s.m[prefix] {
+		if o != c {
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
+// forgetTags forgets tags in this process, in all caches that share them.
+func (c *Cache[K, V]) forgetTags(tags []string) {
+	if len(tags) == 0 {
+		return
+	}
+	c.forget(nil, tags)
+	if !c.cfg.SharedTags {
+		return
+	}
+	for _, o := range sharers.others(c.cfg.Prefix, c) {
+		for _, tag := range tags {
+			o.forgetTag(tag)
+		}
+	}
+}
+
+func (c *Cache[K, V]) forgetTag(tag string) { c.forget(nil, []string{tag}) }
+
+// queueTag notes an invalidation of a tag that failed, to be tried again.
+func (c *Cache[K, V]) queueTag(tag string) bool {
+	queued := c.pending.addTag(tag)
+	c.startRetry()
+	return queued
 }

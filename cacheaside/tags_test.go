@@ -2,6 +2,8 @@ package cacheaside_test
 
 import (
 	"context"
+	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -162,4 +164,87 @@ func TestLateTagBump(t *testing.T) {
 		mustGet(t, c, 2, name)
 		mustGet(t, c, 2, name)
 	}
+}
+
+// TestSharedTags: a tag that several caches share is invalidated for all of them by one: in
+// the same process at once, in others when they are told.
+func TestSharedTags(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		ctx := t.Context()
+		var version atomic.Int64
+		tags := cacheaside.Funcs[string, int64]{Tags: func(string) []string { return []string{"tenant:7"} }}
+		mk := func(name string, shared bool) *cacheaside.Cache[string, int64] {
+			c, err := cacheaside.New(rdb, name, func(context.Context, string) (int64, error) { return version.Load(), nil },
+				relaxed(cacheaside.Config{SharedTags: shared}), tags)
+			must(t, err)
+			t.Cleanup(func() { c.Close() })
+			return c
+		}
+		users, orders, apart := mk("users", true), mk("orders", true), mk("apart", false)
+		inv, err := cacheaside.NewInvalidator[string](rdb, "users", relaxed(cacheaside.Config{SharedTags: true}))
+		must(t, err)
+		t.Cleanup(func() { inv.Close() })
+		for _, invalidate := range []func(context.Context, ...string) error{users.InvalidateTags, orders.InvalidateTags, inv.InvalidateTags} {
+			for _, c := range []*cacheaside.Cache[string, int64]{users, orders, apart} {
+				eventually(t, "in the first level", func() bool {
+					e, err := c.GetEntry(ctx, "k")
+					return err == nil && e.Source == cacheaside.SourceL1
+				})
+			}
+			now := version.Add(1)
+			must(t, invalidate(ctx, "tenant:7"))
+			for i, c := range []*cacheaside.Cache[string, int64]{users, orders} {
+				if v, err := c.Get(ctx, "k"); err != nil || v != now {
+					t.Errorf("cache %d: Get = %d, %v; want %d", i, v, err, now)
+				}
+			}
+			if v, err := apart.Get(ctx, "k"); err != nil || v == now {
+				t.Errorf("the cache that does not share: Get = %d, %v; want what is cached", v, err)
+			}
+		}
+	})
+}
+
+// TestSharedTagsElsewhere: what another program does to a shared tag is heard.
+func TestSharedTagsElsewhere(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		src := &source{rows: map[int]string{1: "ann"}}
+		c := newCache(t, rdb, src.load, cacheaside.Config{SharedTags: true}, cacheaside.Funcs[int, user]{Tags: func(int) []string { return []string{"x"} }})
+		eventually(t, "in the first level", inL1(t, c))
+		src.set(1, "bea")
+		// What tagbump.lua does, from a process of another cache.
+		must(t, rdb.Set(t.Context(), cacheaside.DefaultPrefix+"#t:x", "0123456789abcdef", time.Hour).Err())
+		must(t, rdb.Publish(t.Context(), cacheaside.DefaultPrefix+"#bus", "t0otherotherotherox").Err())
+		eventually(t, "the new value", func() bool { u, err := c.Get(t.Context(), 1); return err == nil && u.Name == "bea" })
+	})
+}
+
+// TestSharedTagQueued: the invalidation of a shared tag that failed keeps all caches of the
+// process from what it concerns.
+func TestSharedTagQueued(t *testing.T) {
+	s := redistest.Start(t)
+	version := int64(1)
+	mk := func(name string) *cacheaside.Cache[string, int64] {
+		c, err := cacheaside.New(s.Client(func(o *redis.Options) { o.MaxRetries, o.DialTimeout = -1, 100*time.Millisecond }), name, func(context.Context, string) (int64, error) { return version, nil },
+			cacheaside.Config{TTL: time.Hour, SharedTags: true, Timeout: time.Second}, cacheaside.Funcs[string, int64]{Tags: func(string) []string { return []string{"x"} }})
+		must(t, err)
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	a, b := mk("a"), mk("b")
+	_, err := b.Get(t.Context(), "k")
+	must(t, err)
+	s.Pause()
+	version = 2
+	if err := a.InvalidateTags(t.Context(), "x"); !errors.Is(err, cacheaside.ErrInvalidationQueued) {
+		t.Errorf("InvalidateTags = %v; want ErrInvalidationQueued", err)
+	}
+	if n := b.Stats().Queued; n != 1 {
+		t.Errorf("%d queued by the other; want 1", n)
+	}
+	s.Resume()
+	if v, err := b.Get(t.Context(), "k"); err != nil || v != 2 {
+		t.Errorf("Get = %d, %v; want 2", v, err)
+	}
+	eventually(t, "carried out", func() bool { return a.Stats().Queued+b.Stats().Queued == 0 })
 }

@@ -111,9 +111,9 @@ func (c *Cache[K, V]) trackMaster(ctx context.Context, tr *tracking, i int, mast
 		c.report("tracking", err)
 		return
 	}
-	b := newBus(rdb, c.channelName, c.cfg.MaxStaleness)
+	b := newBus(rdb, c.channels(), c.cfg.MaxStaleness)
 	if i > 0 {
-		b.channel += "-quiet" // announcements are heard once, on the first
+		b.channels = []string{c.channelName + "-quiet"} // announcements are heard once, on the first
 	}
 	b.message = c.receive
 	b.proved = func(at int64) { c.proved(tr.prove(i, at)) }

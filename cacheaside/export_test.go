@@ -1,0 +1,5 @@
+package cacheaside
+
+import "time"
+
+func init() { defaultTimeout = 10 * time.Second }
