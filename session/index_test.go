@@ -17,8 +17,8 @@ import (
 
 // meddler is a hook that calls a function around each exchange with Redis.
 type meddler struct {
-	before func(cmds []redis.Cmder)
-	after  func(cmds []redis.Cmder) error // its error is what the caller gets, and the replies are lost
+	before func(cmds []redis.Cmder) error // with an error they are not sent
+	after  func(cmds []redis.Cmder) error // with an error their replies are lost
 }
 
 func (m *meddler) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -36,20 +36,31 @@ func (m *meddler) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proc
 }
 
 func (m *meddler) around(cmds []redis.Cmder, next func() error) error {
+	lose := func(err error) error {
+		for _, cmd := range cmds {
+			cmd.SetErr(err)
+		}
+		return err
+	}
 	if m.before != nil {
-		m.before(cmds)
+		if err := m.before(cmds); err != nil {
+			return lose(err)
+		}
 	}
 	err := next()
 	if m.after != nil {
 		if lost := m.after(cmds); lost != nil {
-			for _, cmd := range cmds {
-				cmd.SetErr(lost)
-			}
-			return lost
+			return lose(lost)
 		}
 	}
 	return err
 }
+
+// refusal is what Redis answers when it can't carry out a command now.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+func (refusal) RedisError()     {}
 
 // another returns a client of the same Redis.
 func another(t testing.TB, rdb redis.UniversalClient) redis.UniversalClient {
@@ -113,11 +124,12 @@ func TestLateRemovalSparesTheNewEntry(t *testing.T) {
 			id := session.ID(move.s)
 			begun, held := make(chan struct{}), make(chan struct{})
 			var once sync.Once
-			late.before = func(cmds []redis.Cmder) {
+			late.before = func(cmds []redis.Cmder) error {
 				if changes(cmds, index, id) {
 					once.Do(func() { close(begun) })
 					<-held
 				}
+				return nil
 			}
 			if err := errors.Join(mover.Bind(move.s, other), mover.Save(move.r, move.w, move.s)); err != nil {
 				t.Fatal(err)
