@@ -57,7 +57,7 @@
 //	Touch, Reload ErrSuperseded
 //	Regenerate    a session of its own with what this request holds, if it is about to be
 //	              bound (see Bind) or the session under its new id is bound to the same
-//	              user as when this request loaded it, or both to nobody: so the second of
+//	              user as when this request loaded or bound it, or both to nobody: so the second of
 //	              two logins at once succeeds. Else ErrSuperseded. If the session
 //	              has ended under its new id, ErrSessionGone
 //	Destroy       the session ends under its new id

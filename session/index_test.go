@@ -323,3 +323,43 @@ func TestReloadKeepsTheCookieDue(t *testing.T) {
 		}
 	})
 }
+
+// A session that leaves its user leaves the user's index, also if the first reply of Redis
+// was lost: its place is free.
+func TestPlaceOfASessionThatLeftIsFree(t *testing.T) {
+	redistest.RunOn(t, redistest.OnMini|redistest.OnServer, func(t *testing.T, rdb redis.UniversalClient) {
+		for _, other := range []string{"eve", ""} {
+			for _, anew := range []bool{true, false} {
+				m, lossy := &meddler{}, another(t, rdb)
+				lossy.AddHook(m)
+				cfg := session.Config{MaxPerUser: 1, AtLimit: session.RefuseNew}
+				st, loser := open(t, rdb, cfg), open(t, lossy, cfg)
+				b := newBrowser()
+				b.edit(t, st, func(s *sessions.Session) { _ = st.Bind(s, "ada") })
+				v := b.visit(t, loser)
+				lost := false
+				m.after = func(cmds []redis.Cmder) error {
+					saves := cmds[0].Name() == "evalsha" || cmds[0].Name() == "eval"
+					if lost || !saves {
+						return nil
+					}
+					lost = true
+					return io.ErrUnexpectedEOF
+				}
+				save := func() error { return loser.Save(v.r, v.w, v.s) }
+				if anew {
+					save = func() error { return loser.Regenerate(v.w, v.r, v.s) }
+				}
+				if err := errors.Join(loser.Bind(v.s, other), save()); err != nil || !lost {
+					t.Fatalf("to %q: %v, reply lost: %v", other, err, lost)
+				}
+				if err := newBrowser().try(st, func(s *sessions.Session) { _ = st.Bind(s, "ada") }); err != nil {
+					t.Errorf("to %q, new id %v: the next login = %v", other, anew, err)
+				}
+				if _, err := st.Clear(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+}

@@ -159,7 +159,7 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 		}
 		return reply, err
 	}
-	if stays && reply.user != user {
+	if stays && (reply.user != user || args.was != user) {
 		room = 0
 		_ = st.write(ctx, "index", newEnter()) // else the first entry is all there is
 	}
@@ -212,15 +212,27 @@ func (st *Store) enter(ctx context.Context, user string, cmd func() *roundtrip.S
 }
 
 // leftUser takes a session out of the index that it is not in under this id or user any
-// more, if it stays under its id by the score that its entry for was had. A failure is left
-// to the next listing.
+// more: that of former, the user whose it was by the hash, and of was, by what the request
+// knew, since a save that is repeated finds its own user in the hash. If it stays under its
+// id, it goes by the score that its entry for was had. A failure is left to the next
+// listing.
 func (st *Store) leftUser(ctx context.Context, tok, old token, user, former, was, score string) {
-	switch {
-	case former == "" || old.id == "":
-	case old.id != tok.id:
-		st.leave(func() { st.leaveIndex(ctx, former, old.id) })
-	case former != user && former == was && score != "":
-		st.leave(func() { st.leaveEntry(ctx, former, tok.id, score) })
+	if old.id == "" {
+		return
+	}
+	if old.id == tok.id {
+		if was != user && score != "" {
+			st.leave(func() { st.leaveEntry(ctx, was, tok.id, score) })
+		}
+		return
+	}
+	for _, left := range []string{former, was} {
+		if left != "" {
+			st.leave(func() { st.leaveIndex(ctx, left, old.id) })
+		}
+		if was == former {
+			break
+		}
 	}
 }
 

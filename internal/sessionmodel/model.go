@@ -1124,7 +1124,10 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 	// What the request holds from now on.
 	r.raw, r.id, r.old, r.ended, r.emptied = s.raw, s.id, false, false, false
 	r.bind = nil
-	r.sawUser, r.due, r.exp = s.user, s.seen, union(s.exp, r.knew(s, own || renew))
+	if own || renew || binds || !r.loaded { // else it does not learn what others have bound
+		r.sawUser = s.user
+	}
+	r.due, r.exp = s.seen, union(s.exp, r.knew(s, own || renew))
 	r.maxAge0, r.maxAge = o.maxAge, o.maxAge
 	if err := r.same(o); err != nil {
 		// It was not loaded. Either it holds what the app set, or all that is

@@ -463,6 +463,29 @@ func (p *player) avoided(st *step, race bool) bool {
 	return false
 }
 
+// blurred reports whether two calls at once may end otherwise than in either order. The
+// limit acts after the save, so that a save may find what RevokeUser has not ended yet, or
+// miss what the other save of the two has ended.
+func (p *player) blurred(a, b *step) bool {
+	limited := func(st *step) bool {
+		switch st.op {
+		case opSave, opCommit, opRegenerate, opEmptyID:
+			q := p.reqs[st.slot]
+			return q != nil && q.conf.Max > 0 && !q.conf.Refuse
+		}
+		return false
+	}
+	other := func(st *step) bool { return st.op == opRevokeUser || limited(st) && p.superseded(st) }
+	return limited(a) && other(b) || limited(b) && other(a)
+}
+
+// superseded reports whether a step is of a request whose id is superseded.
+func (p *player) superseded(st *step) bool {
+	now := p.millis()
+	_, how, _ := p.models[0].stand(p.models[0].reqs[st.slot], span{now, now})
+	return how == superseded
+}
+
 func (p *player) detects(st *step) bool {
 	q := p.reqs[st.slot]
 	switch st.op {
@@ -833,6 +856,9 @@ func (p *player) one(st *step) error {
 	var errs []error
 	if st.op == opRace {
 		a, b := st.pair[0], st.pair[1]
+		if p.blurred(&a, &b) {
+			return nil
+		}
 		var oa, ob *seen
 		var wg sync.WaitGroup
 		wg.Go(func() { oa = p.do(&a, true) })
