@@ -36,7 +36,8 @@ type AccessLogConfig struct {
 
 // AccessLog logs each request when it has been answered:
 //
-//	method, route, status, bytes, duration, request_id, client,
+//	method, route, status, bytes, request_id, client,
+//	duration_ms  a number, in milliseconds
 //	session   the public id of the session, if the handler used one
 //	path      if AccessLogConfig.Path is set
 //	limit     "allowed", "denied", "shadow", "banned" or "error", with limit_policy
@@ -84,7 +85,7 @@ func (cfg *AccessLogConfig) log(v *visit, t *writer, r *http.Request, routes *ro
 		slog.String("route", route),
 		slog.Int("status", status),
 		slog.Int64("bytes", t.bytes),
-		slog.Duration("duration", took))
+		milliseconds(took))
 	if cfg.Path {
 		attrs = append(attrs, slog.String("path", r.URL.Path))
 	}
@@ -124,6 +125,12 @@ func (cfg *AccessLogConfig) log(v *visit, t *writer, r *http.Request, routes *ro
 		attrs = append(attrs, cfg.Attrs(r)...)
 	}
 	logger.LogAttrs(r.Context(), level, "request", attrs...)
+}
+
+// milliseconds says in its name what it counts: as a slog.Duration it would be a number of
+// nanoseconds in JSON, and text with a unit elsewhere.
+func milliseconds(d time.Duration) slog.Attr {
+	return slog.Float64("duration_ms", float64(d.Microseconds())/1000)
 }
 
 // publicID returns the id of the session the handler used, or "".

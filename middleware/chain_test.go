@@ -341,7 +341,7 @@ func TestAccessLog(t *testing.T) {
 		line := send("/item/7?token=secret")
 		has(line, map[string]any{"method": "GET", "route": "GET /item/{id}", "path": "/item/7", "status": 201.0, "bytes": 5.0, "client": "203.0.113.9",
 			"limit": "allowed", "limit_policy": "api", "limit_source": nil, "level": "INFO", "extra": 1.0, "cache": nil, "panic": nil})
-		if len(line["request_id"].(string)) != 26 || line["duration"].(float64) <= 0 {
+		if len(line["request_id"].(string)) != 26 || line["duration_ms"].(float64) <= 0 {
 			t.Errorf("line = %v; want a request_id and a duration", line)
 		}
 		if id, _ := line["session"].(string); id == "" {

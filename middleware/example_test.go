@@ -45,7 +45,7 @@ func request(h http.Handler, path string, cookies ...*http.Cookie) *httptest.Res
 
 // plainLog logs without what changes from run to run.
 func plainLog() *slog.Logger {
-	drop := []string{slog.TimeKey, "duration", "request_id", "session", "docs", "stack"}
+	drop := []string{slog.TimeKey, "duration_ms", "request_id", "session", "docs", "stack"}
 	return slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if slices.Contains(drop, a.Key) {
 			return slog.Attr{}

@@ -15,8 +15,8 @@ import (
 // "adopted" or "undecodable").
 func SessionHooks(o Observer) session.Hooks {
 	happened := func(outcome string) func(context.Context, session.Event) {
-		return func(context.Context, session.Event) {
-			o.tell(Event{Area: "session", Op: "session", Outcome: outcome})
+		return func(ctx context.Context, _ session.Event) {
+			o.tell(Event{Area: "session", Op: "session", Outcome: outcome, Context: ctx})
 		}
 	}
 	return session.Hooks{
@@ -25,8 +25,8 @@ func SessionHooks(o Observer) session.Hooks {
 		Regenerated: happened("regenerated"),
 		Revoked:     happened("revoked"),
 		Adopted:     happened("adopted"),
-		Undecodable: func(_ context.Context, _ session.Event, err error) {
-			o.tell(Event{Area: "session", Op: "session", Outcome: "undecodable", Err: err})
+		Undecodable: func(ctx context.Context, _ session.Event, err error) {
+			o.tell(Event{Area: "session", Op: "session", Outcome: "undecodable", Err: err, Context: ctx})
 		},
 		Call: func(c session.Call) {
 			o.tell(Event{Area: "session", Op: c.Op, Outcome: okOrError(c.Err), Duration: c.Duration, Err: c.Err})
@@ -73,8 +73,8 @@ func RateLimitHooks(o Observer) ratelimit.Hooks {
 // Cache.Stats, with expvar.Func for instance.
 func CacheHooks(o Observer, name string) cacheaside.Hooks {
 	return cacheaside.Hooks{
-		AfterInvalidate: func(_ context.Context, _ cacheaside.Invalidation, err error) {
-			o.tell(Event{Area: "cacheaside", Op: "invalidate", Outcome: okOrError(err), Name: name, Err: err})
+		AfterInvalidate: func(ctx context.Context, _ cacheaside.Invalidation, err error) {
+			o.tell(Event{Area: "cacheaside", Op: "invalidate", Outcome: okOrError(err), Name: name, Err: err, Context: ctx})
 		},
 		Load: func(l cacheaside.LoadEvent) {
 			ev := Event{Area: "cacheaside", Op: "load", Outcome: okOrError(l.Err), Name: name, Duration: l.Duration, Err: l.Err}

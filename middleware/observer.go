@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -22,8 +23,25 @@ type Event struct {
 	// Outcome is how it ended, such as "ok", "denied", "new", "error". Together
 	// with Area and Op it takes few values, so it may become a metric's label.
 	Outcome string
-	// Name is the route, the deciding policy, or the cache.
+	// Name is the route as the program registered it, such as "GET /users/{id}", the
+	// deciding policy, or the cache.
 	Name string
+	// Context is that of the request or call, for a trace's id beside a measurement. It is
+	// nil where it is not known: limiters decide for several requests at once.
+	Context context.Context
+	// Method is the request's for "http", and "_OTHER" for one that is not in RFC 9110 or
+	// 5789, since clients may send anything. Otherwise empty.
+	Method string
+	// Scheme is "http" or "https" for "http", by the connection to this server. Otherwise
+	// empty.
+	Scheme string
+	// Route is Name without method and host for Op "request", such as "/users/{id}": what
+	// OpenTelemetry calls http.route.
+	Route string
+	// Stream reports, for Op "request", that the response was a stream of events
+	// (text/event-stream) or that the connection was taken over, as for a WebSocket. Its
+	// Duration says how long it was open, not how long an answer took.
+	Stream bool
 	// Status is the response's status for "http", otherwise 0.
 	Status int
 	// Bytes is the length of the response's body for "http", otherwise 0.
@@ -73,7 +91,12 @@ func Observe(o Observer) Middleware {
 			start := time.Now()
 			finished := false
 			defer func() {
-				ev := Event{Area: "http", Op: "request", Outcome: "ok", Name: v.routeOf(r), Status: t.code(), Bytes: t.bytes, Duration: time.Since(start)}
+				ev := Event{Area: "http", Op: "request", Outcome: "ok", Name: v.routeOf(r), Status: t.code(), Bytes: t.bytes, Duration: time.Since(start),
+					Context: r.Context(), Method: knownMethod(r.Method), Scheme: "http", Stream: t.streamed(r)}
+				_, _, ev.Route = splitPattern(ev.Name)
+				if r.TLS != nil {
+					ev.Scheme = "https"
+				}
 				if !finished {
 					ev.Outcome = "panic"
 					if !t.sent {
@@ -89,7 +112,29 @@ func Observe(o Observer) Middleware {
 	}
 }
 
+// knownMethod returns a method that clients can't choose freely.
+func knownMethod(m string) string {
+	switch m {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
+		http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace:
+		return m
+	case "":
+		return http.MethodGet
+	}
+	return "_OTHER"
+}
+
+// streamed reports whether the response to r lasts for as long as somebody listens.
+func (t *writer) streamed(r *http.Request) bool {
+	if t.hijacked || t.status == http.StatusSwitchingProtocols || r.Method == http.MethodConnect && t.sent && t.status < 300 {
+		return true
+	}
+	kind, _, _ := strings.Cut(t.under.Header().Get("Content-Type"), ";")
+	return t.sent && strings.EqualFold(strings.TrimSpace(kind), "text/event-stream")
+}
+
 func (v *visit) tell(ev Event) {
+	ev.Context = v
 	v.mu.Lock()
 	o := v.observer
 	v.mu.Unlock()
@@ -116,7 +161,7 @@ func SlogObserver(logger *slog.Logger, level slog.Level) Observer {
 			attrs = append(attrs, slog.Int("status", ev.Status), slog.Int64("bytes", ev.Bytes))
 		}
 		if ev.Duration != 0 {
-			attrs = append(attrs, slog.Duration("duration", ev.Duration))
+			attrs = append(attrs, milliseconds(ev.Duration))
 		}
 		if ev.Err != nil {
 			attrs = append(attrs, slog.String("error", ev.Err.Error()))
@@ -127,7 +172,7 @@ func SlogObserver(logger *slog.Logger, level slog.Level) Observer {
 
 // ExpvarObserver counts events in m, under names such as
 // "ratelimit.decide.denied", with the sum of durations in microseconds under
-// "ratelimit.decide.us" and, for requests, one count for each class of status
+// "ratelimit.decide.us", of streams none, and, for requests, one count for each class of status
 // under "http.status.2xx". Publish m with expvar.NewMap.
 func ExpvarObserver(m *expvar.Map) Observer {
 	type series struct{ area, op, outcome string }
@@ -140,7 +185,7 @@ func ExpvarObserver(m *expvar.Map) Observer {
 		}
 		name := n.([2]string)
 		m.Add(name[0], 1)
-		if ev.Duration > 0 {
+		if ev.Duration > 0 && !ev.Stream {
 			m.Add(name[1], ev.Duration.Microseconds())
 		}
 		if ev.Status != 0 {

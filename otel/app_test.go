@@ -37,7 +37,8 @@ type app struct {
 	store   *session.Store
 	cache   *cacheaside.Cache[string, string]
 	handler http.Handler
-	route   string // as seen outside
+	events  http.Handler // a stream
+	route   string       // as seen outside
 }
 
 func newApp(t *testing.T) *app {
@@ -102,6 +103,11 @@ func newApp(t *testing.T) *app {
 		chain.ServeHTTP(w, r)
 		a.route = r.Pattern
 	})
+	a.events = a.tel.Middleware()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		middleware.SetRoute(r, "GET /events")
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, "data: hello\n\n")
+	}))
 	return a
 }
 

@@ -19,7 +19,8 @@
 // takes few values, all of them from the program: no key, token, address or id is
 // among them, nor the text of an error.
 //
-//	redporch.http.request.duration       histogram  http.route, http.response.status_code, outcome
+//	redporch.http.request.duration       histogram  http.request.method, url.scheme, http.route, http.response.status_code, outcome
+//	redporch.http.streams                counter    http.request.method, url.scheme, http.route, http.response.status_code, outcome
 //	redporch.http.decisions              counter    policy, outcome
 //	redporch.session.commits             counter    outcome
 //	redporch.session.operation.duration  histogram  operation, outcome
@@ -36,10 +37,21 @@
 //	redporch.cache.l1.entries            gauge      cache
 //	redporch.cache.invalidations.queued  gauge      cache
 //
+// http.route is the path of the route, without method and host, and left out where none is
+// known, so that it joins with what otelhttp records. The duration has a name of its own,
+// since its bounds and attributes are not those of http.server.request.duration, which
+// otelhttp may record beside it. Streams of events and connections that were taken over are
+// not in it: they last as long as somebody listens. Where a request's span is sampled, the
+// SDK keeps its trace as an exemplar of the duration.
+//
 // An exporter for Prometheus turns them into the names of redporch's own
 // collector, so the board in deploy/grafana shows either.
 //
 // # Spans
+//
+// A span that is started here has http.request.method, url.scheme, url.path (unless
+// [Config.NoPath] is set), http.route, http.response.status_code and, for a panic or a status
+// from 500 on, error.type.
 //
 // [Telemetry.Middleware] uses the span that it finds in the request's context, such
 // as that of otelhttp, or starts one. Decisions of limiters and commits of sessions

@@ -74,6 +74,6 @@ func ExampleTelemetry_Middleware() {
 		fmt.Println()
 	}
 	// Output:
-	// GET /users/{id}: http.request.method="GET" http.route="GET /users/{id}" http.response.status_code="200"
-	// incoming: http.route="GET /users/{id}"
+	// GET /users/{id}: http.request.method="GET" url.scheme="http" url.path="/users/42" http.route="/users/{id}" http.response.status_code="200"
+	// incoming: http.route="/users/{id}"
 }

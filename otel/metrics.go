@@ -18,6 +18,7 @@ type instruments struct {
 	meter metric.Meter
 
 	requestDuration metric.Float64Histogram
+	streams         metric.Int64Counter
 	httpDecisions   metric.Int64Counter
 	commits         metric.Int64Counter
 
@@ -62,7 +63,8 @@ func (in *instruments) make(m metric.Meter) error {
 		return c
 	}
 
-	in.requestDuration = histogram("redporch.http.request.duration", "Duration of requests.", workBounds)
+	in.requestDuration = histogram("redporch.http.request.duration", "Duration of requests, without streams.", workBounds)
+	in.streams = counter("redporch.http.streams", "{request}", "Requests whose response was a stream of events, or whose connection was taken over, when they ended.")
 	in.httpDecisions = counter("redporch.http.decisions", "{decision}", "What requests were told by the rate limits in front of them.")
 	in.commits = counter("redporch.session.commits", "{commit}", "Attempts to save a session: before a response's headers go, and when its handler returns.")
 
@@ -102,8 +104,13 @@ func with(pairs ...string) metric.MeasurementOption {
 func (in *instruments) record(ctx context.Context, ev middleware.Event) {
 	switch ev.Area + " " + ev.Op {
 	case "http request":
-		in.requestDuration.Record(ctx, ev.Duration.Seconds(), metric.WithAttributes(
-			attribute.String("http.route", ev.Name), attribute.Int("http.response.status_code", ev.Status), attribute.String("outcome", ev.Outcome)))
+		attrs := metric.WithAttributeSet(attribute.NewSet(append(routed(ev), attribute.String("http.request.method", ev.Method),
+			attribute.String("url.scheme", ev.Scheme), attribute.Int("http.response.status_code", ev.Status), attribute.String("outcome", ev.Outcome))...))
+		if ev.Stream {
+			in.streams.Add(ctx, 1, attrs)
+			return
+		}
+		in.requestDuration.Record(ctx, ev.Duration.Seconds(), attrs)
 	case "http ratelimit":
 		in.httpDecisions.Add(ctx, 1, with("policy", ev.Name, "outcome", ev.Outcome))
 	case "http commit":
@@ -125,10 +132,26 @@ func (in *instruments) record(ctx context.Context, ev middleware.Event) {
 	}
 }
 
+// routed is http.route, or nothing where the route is not known.
+func routed(ev middleware.Event) []attribute.KeyValue {
+	if ev.Route == "" {
+		return nil
+	}
+	return []attribute.KeyValue{attribute.String("http.route", ev.Route)}
+}
+
+// contextOf is the context of an event. From the span in it come exemplars.
+func contextOf(ev middleware.Event) context.Context {
+	if ev.Context == nil {
+		return context.Background()
+	}
+	return ev.Context
+}
+
 // Observer returns an observer that counts, for programs that call
 // middleware.Observe themselves and don't want the spans of Middleware.
 func (t *Telemetry) Observer() middleware.Observer {
-	return func(ev middleware.Event) { t.record(context.Background(), ev) }
+	return func(ev middleware.Event) { t.record(contextOf(ev), ev) }
 }
 
 // SessionHooks returns hooks for session.Config.

@@ -28,6 +28,10 @@ type Config struct {
 	// otel.GetTextMapPropagator(), which reads nothing unless the program has set
 	// one: then clients can choose the trace of their requests.
 	Propagator propagation.TextMapPropagator
+	// NoPath leaves url.path out of the spans that Middleware starts, though OpenTelemetry's
+	// conventions require it: for paths that hold secrets, such as the token of a password
+	// reset. The route is there in any case, the query never.
+	NoPath bool
 }
 
 // Telemetry makes metrics and spans of what redporch reports. Make one with New for
@@ -36,6 +40,7 @@ type Telemetry struct {
 	instruments
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
+	noPath     bool
 
 	mu         sync.Mutex
 	registered []metric.Registration
@@ -53,7 +58,7 @@ func New(cfg Config) (*Telemetry, error) {
 	if cfg.Propagator == nil {
 		cfg.Propagator = otel.GetTextMapPropagator()
 	}
-	t := &Telemetry{tracer: cfg.TracerProvider.Tracer(scope), propagator: cfg.Propagator}
+	t := &Telemetry{tracer: cfg.TracerProvider.Tracer(scope), propagator: cfg.Propagator, noPath: cfg.NoPath}
 	if err := t.instruments.make(cfg.MeterProvider.Meter(scope)); err != nil {
 		return nil, fmt.Errorf("redporchotel: new: %w", err)
 	}

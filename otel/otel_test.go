@@ -3,6 +3,7 @@ package redporchotel_test
 import (
 	"bufio"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
@@ -38,28 +40,28 @@ func TestMetrics(t *testing.T) {
 	}
 
 	a.want(map[string]int64{
-		"redporch.http.request.duration{http.response.status_code=200,http.route=GET /city/{user},outcome=ok}": 2,
-		"redporch.http.request.duration{http.response.status_code=404,http.route=GET /city/{user},outcome=ok}": 1,
-		"redporch.http.request.duration{http.response.status_code=500,http.route=GET /city/{user},outcome=ok}": 1,
-		"redporch.http.request.duration{http.response.status_code=429,http.route=,outcome=ok}":                 1,
-		"redporch.http.decisions{outcome=allowed,policy=api}":                                                  4,
-		"redporch.http.decisions{outcome=denied,policy=api}":                                                   1,
-		"redporch.session.commits{outcome=ok}":                                                                 -4,
-		"redporch.session.operation.duration{operation=load,outcome=ok}":                                       1,
-		"redporch.session.events{event=created}":                                                               3,
-		"redporch.session.loads{outcome=hit,store=web}":                                                        1,
-		"redporch.ratelimit.decisions{limiter=web,outcome=allowed,policy=api,source=redis}":                    4,
-		"redporch.ratelimit.decisions{limiter=web,outcome=denied,policy=api,source=redis}":                     1,
-		"redporch.ratelimit.duration{limiter=web,source=redis}":                                                5,
-		"redporch.ratelimit.redis.available{limiter=web}":                                                      1,
-		"redporch.cache.requests{cache=city,outcome=redis}":                                                    1,
-		"redporch.cache.requests{cache=city,outcome=miss}":                                                     3,
-		"redporch.cache.load.duration{cache=city,outcome=ok}":                                                  1,
-		"redporch.cache.load.duration{cache=city,outcome=not-found}":                                           1,
-		"redporch.cache.load.duration{cache=city,outcome=error}":                                               1,
-		"redporch.cache.fills{cache=city,outcome=accepted}":                                                    2,
-		"redporch.cache.invalidations{cache=city,outcome=ok}":                                                  1,
-		"redporch.cache.errors{cache=city,operation=load}":                                                     1,
+		"redporch.http.request.duration{http.request.method=GET,http.response.status_code=200,http.route=/city/{user},outcome=ok,url.scheme=http}": 2,
+		"redporch.http.request.duration{http.request.method=GET,http.response.status_code=404,http.route=/city/{user},outcome=ok,url.scheme=http}": 1,
+		"redporch.http.request.duration{http.request.method=GET,http.response.status_code=500,http.route=/city/{user},outcome=ok,url.scheme=http}": 1,
+		"redporch.http.request.duration{http.request.method=GET,http.response.status_code=429,outcome=ok,url.scheme=http}":                         1,
+		"redporch.http.decisions{outcome=allowed,policy=api}":                                                                                      4,
+		"redporch.http.decisions{outcome=denied,policy=api}":                                                                                       1,
+		"redporch.session.commits{outcome=ok}":                                              -4,
+		"redporch.session.operation.duration{operation=load,outcome=ok}":                    1,
+		"redporch.session.events{event=created}":                                            3,
+		"redporch.session.loads{outcome=hit,store=web}":                                     1,
+		"redporch.ratelimit.decisions{limiter=web,outcome=allowed,policy=api,source=redis}": 4,
+		"redporch.ratelimit.decisions{limiter=web,outcome=denied,policy=api,source=redis}":  1,
+		"redporch.ratelimit.duration{limiter=web,source=redis}":                             5,
+		"redporch.ratelimit.redis.available{limiter=web}":                                   1,
+		"redporch.cache.requests{cache=city,outcome=redis}":                                 1,
+		"redporch.cache.requests{cache=city,outcome=miss}":                                  3,
+		"redporch.cache.load.duration{cache=city,outcome=ok}":                               1,
+		"redporch.cache.load.duration{cache=city,outcome=not-found}":                        1,
+		"redporch.cache.load.duration{cache=city,outcome=error}":                            1,
+		"redporch.cache.fills{cache=city,outcome=accepted}":                                 2,
+		"redporch.cache.invalidations{cache=city,outcome=ok}":                               1,
+		"redporch.cache.errors{cache=city,operation=load}":                                  1,
 	})
 }
 
@@ -101,7 +103,8 @@ func TestSpans(t *testing.T) {
 		t.Errorf("trace id is %s; want that of the request, %s", got, parent)
 	}
 	attrs := flat(span.Attributes)
-	for name, want := range map[string]string{"http.request.method": "GET", "http.route": "GET /city/{user}", "http.response.status_code": "200"} {
+	for name, want := range map[string]string{"http.request.method": "GET", "http.route": "/city/{user}", "http.response.status_code": "200",
+		"url.scheme": "http", "url.path": "/city/ada"} {
 		if attrs[name] != want {
 			t.Errorf("span has %s = %q; want %q", name, attrs[name], want)
 		}
@@ -142,7 +145,7 @@ func TestOuterSpan(t *testing.T) {
 	if event(span, "redporch.ratelimit") == nil {
 		t.Error("the outer span did not get the event redporch.ratelimit")
 	}
-	if got := flat(span.Attributes); got["http.route"] != "GET /city/{user}" || got["http.response.status_code"] != "" {
+	if got := flat(span.Attributes); got["http.route"] != "/city/{user}" || got["http.response.status_code"] != "" {
 		t.Errorf("outer span has attributes %v; want the route alone, the rest is its owner's", got)
 	}
 	for _, s := range a.spans.GetSpans() {
@@ -173,8 +176,8 @@ func TestPanicAndOddMethod(t *testing.T) {
 		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("BREW", "/secret", nil))
 	}()
 	got := spans.GetSpans()
-	if len(got) != 1 || got[0].Name != "_OTHER" || got[0].Status.Code != codes.Error {
-		t.Fatalf("spans are %+v; want one called _OTHER with status Error", got)
+	if len(got) != 1 || got[0].Name != "HTTP" || flat(got[0].Attributes)["error.type"] != "panic" || flat(got[0].Attributes)["http.request.method"] != "_OTHER" || got[0].Status.Code != codes.Error {
+		t.Fatalf("spans are %+v; want one called HTTP with status Error and error.type panic", got)
 	}
 	if !slices.Equal(told, []string{"panic"}) {
 		t.Errorf("further observer was told %q; want panic", told)
@@ -213,6 +216,9 @@ func TestNothingSecret(t *testing.T) {
 		look("span", "name", s.Name)
 		look("span", "status", s.Status.Description)
 		for name, value := range flat(s.Attributes) {
+			if name == "url.path" && strings.HasPrefix(value, "/city/") {
+				continue // required by the conventions, see Config.NoPath
+			}
 			look("span "+s.Name, name, value)
 		}
 		for _, e := range s.Events {
@@ -224,6 +230,77 @@ func TestNothingSecret(t *testing.T) {
 	for _, name := range []string{"outcome", "policy", "http.route", "error.type"} {
 		if !names[name] {
 			t.Errorf("attribute %s was not seen; did anything happen?", name)
+		}
+	}
+}
+
+// TestNoPath: the path is left out where it may hold secrets.
+func TestNoPath(t *testing.T) {
+	for _, leftOut := range []bool{false, true} {
+		spans := tracetest.NewInMemoryExporter()
+		tel, err := redporchotel.New(redporchotel.Config{
+			MeterProvider:  sdkmetric.NewMeterProvider(),
+			TracerProvider: sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)),
+			NoPath:         leftOut,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest("GET", "https://example.org/reset/secret?and=more", nil)
+		tel.Middleware()(http.NotFoundHandler()).ServeHTTP(httptest.NewRecorder(), r)
+		got := flat(spans.GetSpans()[0].Attributes)
+		path, has := got["url.path"]
+		if has == leftOut || has && path != "/reset/secret" || got["url.scheme"] != "https" {
+			t.Errorf("NoPath %v: attributes %v; want url.scheme https, and url.path without the query unless it is left out", leftOut, got)
+		}
+	}
+}
+
+// TestStreams: how long a stream was open is not taken for how long an answer took.
+func TestStreams(t *testing.T) {
+	a := newApp(t)
+	a.events.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/events", nil))
+	const of = "{http.request.method=GET,http.response.status_code=200,http.route=/events,outcome=ok,url.scheme=http}"
+	a.want(map[string]int64{"redporch.http.streams" + of: 1, "redporch.http.request.duration" + of: 0})
+}
+
+// TestExemplars: the duration of a sampled request comes with its trace, whether this package
+// has started the span or somebody further out.
+func TestExemplars(t *testing.T) {
+	for _, observed := range []bool{false, true} {
+		reader, spans := sdkmetric.NewManualReader(), tracetest.NewInMemoryExporter()
+		tracing := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans))
+		tel, err := redporchotel.New(redporchotel.Config{MeterProvider: sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)), TracerProvider: tracing})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := tel.Middleware()
+		if observed {
+			h = middleware.Observe(tel.Observer())
+		}
+		ctx, outer := context.Background(), trace.Span(nil)
+		if observed {
+			ctx, outer = tracing.Tracer("app").Start(ctx, "outer")
+		}
+		h(http.NotFoundHandler()).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+		if observed {
+			outer.End()
+		}
+		var rm metricdata.ResourceMetrics
+		if err := reader.Collect(context.Background(), &rm); err != nil {
+			t.Fatal(err)
+		}
+		want := spans.GetSpans()[0].SpanContext.TraceID()
+		var got []string
+		for _, m := range rm.ScopeMetrics[0].Metrics {
+			if d, ok := m.Data.(metricdata.Histogram[float64]); ok && m.Name == "redporch.http.request.duration" {
+				for _, e := range d.DataPoints[0].Exemplars {
+					got = append(got, hex.EncodeToString(e.TraceID))
+				}
+			}
+		}
+		if !slices.Equal(got, []string{want.String()}) {
+			t.Errorf("by an observer %v: exemplars of the traces %q; want %s", observed, got, want)
 		}
 	}
 }
@@ -249,6 +326,7 @@ func TestDocumented(t *testing.T) {
 	a := newApp(t)
 	a.get("/city/ada")
 	a.get("/city/broken")
+	a.events.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/events", nil))
 	a.cache.Invalidate(context.Background(), "ada")
 	exported := map[string]string{}
 	for series := range a.points() {

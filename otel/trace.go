@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -30,7 +31,7 @@ func (t *Telemetry) Middleware(more ...middleware.Observer) middleware.Middlewar
 			defer func() { r.Pattern = inner.Pattern }() // for who is further out
 			middleware.Observe(func(ev middleware.Event) {
 				t.record(inner.Context(), ev)
-				annotate(span, ev, own, method(r))
+				annotate(span, ev, own)
 				others(ev)
 			})(next).ServeHTTP(w, inner)
 		})
@@ -44,8 +45,19 @@ func (t *Telemetry) span(r *http.Request) (*http.Request, trace.Span, bool) {
 		return r, span, false
 	}
 	ctx = t.propagator.Extract(ctx, propagation.HeaderCarrier(r.Header))
-	ctx, span := t.tracer.Start(ctx, method(r), trace.WithSpanKind(trace.SpanKindServer),
-		trace.WithAttributes(attribute.String("http.request.method", method(r))))
+	attrs := []attribute.KeyValue{attribute.String("http.request.method", method(r)), attribute.String("url.scheme", "http")}
+	if r.TLS != nil {
+		attrs[1] = attribute.String("url.scheme", "https")
+	}
+	if !t.noPath {
+		attrs = append(attrs, attribute.String("url.path", r.URL.Path))
+	}
+	name := method(r)
+	if name == "_OTHER" {
+		name = "HTTP" // as OpenTelemetry's conventions say
+		attrs = append(attrs, attribute.String("http.request.method_original", strings.ToValidUTF8(r.Method[:min(len(r.Method), 32)], "?")))
+	}
+	ctx, span := t.tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attrs...))
 	return r.WithContext(ctx), span, true
 }
 
@@ -61,27 +73,30 @@ func method(r *http.Request) string {
 }
 
 // annotate puts an event on the request's span.
-func annotate(span trace.Span, ev middleware.Event, own bool, method string) {
+func annotate(span trace.Span, ev middleware.Event, own bool) {
 	if !span.IsRecording() {
 		return
 	}
 	switch ev.Op {
 	case "request":
-		if ev.Name != "" {
-			span.SetAttributes(attribute.String("http.route", ev.Name))
-		}
+		span.SetAttributes(routed(ev)...)
 		if !own {
 			return // the rest is its owner's
 		}
 		span.SetAttributes(attribute.Int("http.response.status_code", ev.Status))
-		switch {
-		case strings.Contains(ev.Name, " "): // such as "GET /users/{id}"
-			span.SetName(ev.Name)
-		case ev.Name != "":
-			span.SetName(method + " " + ev.Name)
+		if method := ev.Method; ev.Route != "" {
+			if method == "_OTHER" {
+				method = "HTTP"
+			}
+			span.SetName(method + " " + ev.Route)
 		}
-		if ev.Status >= 500 || ev.Outcome == "panic" {
+		switch {
+		case ev.Outcome == "panic":
 			span.SetStatus(codes.Error, "")
+			span.SetAttributes(attribute.String("error.type", "panic"))
+		case ev.Status >= 500:
+			span.SetStatus(codes.Error, "")
+			span.SetAttributes(attribute.String("error.type", strconv.Itoa(ev.Status)))
 		}
 	default:
 		attrs := []attribute.KeyValue{attribute.String("outcome", ev.Outcome)}

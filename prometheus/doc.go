@@ -18,7 +18,8 @@
 // Every name begins with redporch_ and every label takes few values, all of them
 // from the program: no key, token, address or id is among them.
 //
-//	redporch_http_request_duration_seconds       histogram  http_route, http_response_status_code, outcome
+//	redporch_http_request_duration_seconds       histogram  http_request_method, url_scheme, http_route, http_response_status_code, outcome
+//	redporch_http_streams_total                  counter    http_request_method, url_scheme, http_route, http_response_status_code, outcome
 //	redporch_http_decisions_total                counter    policy, outcome
 //	redporch_session_commits_total               counter    outcome
 //	redporch_session_operation_duration_seconds  histogram  operation, outcome
@@ -34,6 +35,10 @@
 //	redporch_cache_errors_total                  counter    cache, operation
 //	redporch_cache_l1_entries                    gauge      cache
 //	redporch_cache_invalidations_queued          gauge      cache
+//
+// http_route is the path of the route, without method and host, and empty where none is
+// known. Streams of events and connections that were taken over are not in the durations:
+// they last as long as somebody listens.
 //
 // The board in deploy/grafana shows them.
 //

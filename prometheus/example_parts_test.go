@@ -61,7 +61,7 @@ func ExampleNew() {
 	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 	show("redporch_http_request_duration_seconds_count")
 	// Output:
-	// redporch_http_request_duration_seconds_count{http_response_status_code="404",http_route="",outcome="ok",service="shop"} 1
+	// redporch_http_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404",http_route="",outcome="ok",service="shop",url_scheme="http"} 1
 }
 
 // Limiters are told apart by the name given here, policies by their own.
@@ -186,8 +186,8 @@ func ExampleCollector_Observer_incorrect() {
 	}
 	// Output:
 	// outside: false
-	// redporch_http_request_duration_seconds_count{http_response_status_code="404",http_route="",outcome="ok"} 1
+	// redporch_http_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404",http_route="",outcome="ok",url_scheme="http"} 1
 	// outside: true
-	// redporch_http_request_duration_seconds_count{http_response_status_code="404",http_route="",outcome="ok"} 1
-	// redporch_http_request_duration_seconds_count{http_response_status_code="429",http_route="",outcome="ok"} 2
+	// redporch_http_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404",http_route="",outcome="ok",url_scheme="http"} 1
+	// redporch_http_request_duration_seconds_count{http_request_method="GET",http_response_status_code="429",http_route="",outcome="ok",url_scheme="http"} 2
 }

@@ -96,7 +96,7 @@ func Example_service() {
 	// redporch_cache_load_duration_seconds_count{cache="city",outcome="ok"} 1
 	// redporch_cache_requests_total{cache="city",outcome="miss"} 1
 	// redporch_http_decisions_total{outcome="allowed",policy="api"} 1
-	// redporch_http_request_duration_seconds_count{http_response_status_code="200",http_route="GET /city",outcome="ok"} 1
+	// redporch_http_request_duration_seconds_count{http_request_method="GET",http_response_status_code="200",http_route="/city",outcome="ok",url_scheme="http"} 1
 	// redporch_ratelimit_decisions_total{limiter="web",outcome="allowed",policy="api",source="redis"} 1
 	// redporch_ratelimit_duration_seconds_count{limiter="web",source="redis"} 1
 	// redporch_ratelimit_redis_available{limiter="web"} 1

@@ -1,10 +1,13 @@
 package redporchprom
 
 import (
+	"context"
 	"strconv"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/model"
 
 	"github.com/redporch/redporch/cacheaside"
 	"github.com/redporch/redporch/middleware"
@@ -23,6 +26,11 @@ type Config struct {
 	// RedisBuckets are the bounds of the durations of exchanges with Redis in
 	// seconds. Nil means from 50 µs to 1 s.
 	RedisBuckets []float64
+	// Exemplar, when set, returns the labels of an exemplar for a duration, such as
+	// trace_id, from the context of the request; nil for none. All together may have 128
+	// characters, more are left out. It must be safe for concurrent use. They are served
+	// where promhttp.HandlerOpts.EnableOpenMetrics is set.
+	Exemplar func(ctx context.Context) prometheus.Labels
 }
 
 // Collector is a prometheus.Collector for all of redporch. Make one with New for a
@@ -30,7 +38,9 @@ type Config struct {
 type Collector struct {
 	requestDuration, sessionDuration, limitDuration, loadDuration *prometheus.HistogramVec
 
-	httpDecisions, commits, sessionEvents, decisions, fills, invalidations, cacheErrors *prometheus.CounterVec
+	exemplar func(ctx context.Context) prometheus.Labels
+
+	streams, httpDecisions, commits, sessionEvents, decisions, fills, invalidations, cacheErrors *prometheus.CounterVec
 
 	available *prometheus.GaugeVec
 
@@ -45,6 +55,8 @@ type Collector struct {
 
 var _ prometheus.Collector = (*Collector)(nil)
 
+var requestLabels = []string{"http_request_method", "url_scheme", "http_route", "http_response_status_code", "outcome"}
+
 // New returns a Collector that is not registered yet.
 func New(cfg Config) *Collector {
 	if cfg.RequestBuckets == nil {
@@ -53,7 +65,7 @@ func New(cfg Config) *Collector {
 	if cfg.RedisBuckets == nil {
 		cfg.RedisBuckets = []float64{.00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1}
 	}
-	c := &Collector{stores: map[string]func() session.Stats{}, caches: map[string]func() cacheaside.Stats{}}
+	c := &Collector{exemplar: cfg.Exemplar, stores: map[string]func() session.Stats{}, caches: map[string]func() cacheaside.Stats{}}
 	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets, ConstLabels: cfg.ConstLabels}, labels)
 		c.own = append(c.own, v)
@@ -68,7 +80,8 @@ func New(cfg Config) *Collector {
 		return prometheus.NewDesc(name, help, labels, cfg.ConstLabels)
 	}
 
-	c.requestDuration = histogram("redporch_http_request_duration_seconds", "Duration of requests.", cfg.RequestBuckets, "http_route", "http_response_status_code", "outcome")
+	c.requestDuration = histogram("redporch_http_request_duration_seconds", "Duration of requests, without streams.", cfg.RequestBuckets, requestLabels...)
+	c.streams = counter("redporch_http_streams_total", "Requests whose response was a stream of events, or whose connection was taken over, when they ended.", requestLabels...)
 	c.httpDecisions = counter("redporch_http_decisions_total", "What requests were told by the rate limits in front of them.", "policy", "outcome")
 	c.commits = counter("redporch_session_commits_total", "Attempts to save a session: before a response's headers go, and when its handler returns.", "outcome")
 
@@ -139,7 +152,12 @@ func (c *Collector) Observer() middleware.Observer {
 	return func(ev middleware.Event) {
 		switch ev.Area + " " + ev.Op {
 		case "http request":
-			c.requestDuration.WithLabelValues(ev.Name, strconv.Itoa(ev.Status), ev.Outcome).Observe(ev.Duration.Seconds())
+			labels := []string{ev.Method, ev.Scheme, ev.Route, strconv.Itoa(ev.Status), ev.Outcome}
+			if ev.Stream {
+				c.streams.WithLabelValues(labels...).Inc()
+				return
+			}
+			c.observe(c.requestDuration.WithLabelValues(labels...), ev)
 		case "http ratelimit":
 			c.httpDecisions.WithLabelValues(ev.Name, ev.Outcome).Inc()
 		case "http commit":
@@ -147,7 +165,7 @@ func (c *Collector) Observer() middleware.Observer {
 		case "session session":
 			c.sessionEvents.WithLabelValues(ev.Outcome).Inc()
 		case "cacheaside load":
-			c.loadDuration.WithLabelValues(ev.Name, ev.Outcome).Observe(ev.Duration.Seconds())
+			c.observe(c.loadDuration.WithLabelValues(ev.Name, ev.Outcome), ev)
 		case "cacheaside fill":
 			c.fills.WithLabelValues(ev.Name, ev.Outcome).Inc()
 		case "cacheaside invalidate":
@@ -156,10 +174,34 @@ func (c *Collector) Observer() middleware.Observer {
 			c.cacheErrors.WithLabelValues(ev.Name, ev.Outcome).Inc()
 		default:
 			if ev.Area == "session" { // an exchange with Redis
-				c.sessionDuration.WithLabelValues(ev.Op, ev.Outcome).Observe(ev.Duration.Seconds())
+				c.observe(c.sessionDuration.WithLabelValues(ev.Op, ev.Outcome), ev)
 			}
 		}
 	}
+}
+
+// observe counts a duration, with an exemplar where there is one.
+func (c *Collector) observe(h prometheus.Observer, ev middleware.Event) {
+	seconds := ev.Duration.Seconds()
+	if c.exemplar != nil && ev.Context != nil {
+		if labels := c.exemplar(ev.Context); labels != nil && fits(labels) {
+			h.(prometheus.ExemplarObserver).ObserveWithExemplar(seconds, labels)
+			return
+		}
+	}
+	h.Observe(seconds)
+}
+
+// fits reports whether the client library takes labels for an exemplar; it panics on others.
+func fits(labels prometheus.Labels) bool {
+	n := 0
+	for name, value := range labels {
+		if !model.LabelName(name).IsValidLegacy() || !utf8.ValidString(value) {
+			return false
+		}
+		n += utf8.RuneCountInString(name) + utf8.RuneCountInString(value)
+	}
+	return n <= prometheus.ExemplarMaxRunes
 }
 
 // SessionHooks returns hooks for session.Config.

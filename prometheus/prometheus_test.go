@@ -43,6 +43,7 @@ type app struct {
 	registry *prometheus.Registry
 	cache    *cacheaside.Cache[string, string]
 	handler  http.Handler
+	events   http.Handler // a stream
 }
 
 func newApp(t *testing.T) *app {
@@ -52,7 +53,7 @@ func newApp(t *testing.T) *app {
 	rdb := redis.NewClient(&redis.Options{Addr: a.redis.Addr(), DialerRetries: 1, MaxRetries: -1})
 	t.Cleanup(func() { rdb.Close() })
 
-	c := redporchprom.New(redporchprom.Config{ConstLabels: prometheus.Labels{"service": "test"}})
+	c := redporchprom.New(redporchprom.Config{ConstLabels: prometheus.Labels{"service": "test"}, Exemplar: traceOf})
 	if err := a.registry.Register(c); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +91,22 @@ func newApp(t *testing.T) *app {
 		middleware.RateLimit(limiter, middleware.ClientIP(), middleware.RateLimitConfig{}),
 		middleware.Sessions(store, "sid", middleware.SessionsConfig{}),
 	)(mux)
+	a.events = middleware.Observe(c.Observer())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		middleware.SetRoute(r, "GET /events")
+		w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+		fmt.Fprint(w, "data: hello\n\n")
+	}))
 	return a
+}
+
+type traceKey struct{}
+
+// traceOf is what a program has of its tracing library.
+func traceOf(ctx context.Context) prometheus.Labels {
+	if id, ok := ctx.Value(traceKey{}).(string); ok {
+		return prometheus.Labels{"trace_id": id}
+	}
+	return nil
 }
 
 // get asks for a path from 192.0.2.7 and returns the cookie that came.
@@ -111,6 +127,7 @@ func (a *app) use() {
 	a.get("/city/nobody", "")
 	a.get("/city/broken", "")
 	a.get("/city/ada", "") // denied
+	a.events.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/events", nil))
 	if err := a.cache.Invalidate(context.Background(), "ada"); err != nil {
 		a.t.Fatal(err)
 	}
@@ -167,25 +184,27 @@ func TestMetrics(t *testing.T) {
 	a := newApp(t)
 	a.use()
 	a.want(map[string]float64{
-		"redporch_http_request_duration_seconds{http_response_status_code=200,http_route=GET /city/{user},outcome=ok}": 2,
-		"redporch_http_request_duration_seconds{http_response_status_code=500,http_route=GET /city/{user},outcome=ok}": 2,
-		"redporch_http_request_duration_seconds{http_response_status_code=429,http_route=,outcome=ok}":                 1,
-		"redporch_http_decisions_total{outcome=denied,policy=api}":                                                     1,
-		"redporch_session_operation_duration_seconds{operation=load,outcome=ok}":                                       1,
-		"redporch_session_events_total{event=created}":                                                                 3,
-		"redporch_session_loads_total{outcome=hit,store=web}":                                                          1,
-		"redporch_ratelimit_decisions_total{limiter=web,outcome=allowed,policy=api,source=redis}":                      4,
-		"redporch_ratelimit_decisions_total{limiter=web,outcome=denied,policy=api,source=redis}":                       1,
-		"redporch_ratelimit_duration_seconds{limiter=web,source=redis}":                                                5,
-		"redporch_ratelimit_redis_available{limiter=web}":                                                              1,
-		"redporch_cache_requests_total{cache=city,outcome=redis}":                                                      1,
-		"redporch_cache_requests_total{cache=city,outcome=miss}":                                                       3,
-		"redporch_cache_load_duration_seconds{cache=city,outcome=ok}":                                                  1,
-		"redporch_cache_load_duration_seconds{cache=city,outcome=not-found}":                                           1,
-		"redporch_cache_load_duration_seconds{cache=city,outcome=error}":                                               1,
-		"redporch_cache_fills_total{cache=city,outcome=accepted}":                                                      2,
-		"redporch_cache_invalidations_total{cache=city,outcome=ok}":                                                    1,
-		"redporch_cache_errors_total{cache=city,operation=load}":                                                       1,
+		"redporch_http_request_duration_seconds{http_request_method=GET,http_response_status_code=200,http_route=/city/{user},outcome=ok,url_scheme=http}": 2,
+		"redporch_http_request_duration_seconds{http_request_method=GET,http_response_status_code=500,http_route=/city/{user},outcome=ok,url_scheme=http}": 2,
+		"redporch_http_request_duration_seconds{http_request_method=GET,http_response_status_code=429,http_route=,outcome=ok,url_scheme=http}":             1,
+		"redporch_http_streams_total{http_request_method=GET,http_response_status_code=200,http_route=/events,outcome=ok,url_scheme=http}":                 1,
+		"redporch_http_request_duration_seconds{http_request_method=GET,http_response_status_code=200,http_route=/events,outcome=ok,url_scheme=http}":      0,
+		"redporch_http_decisions_total{outcome=denied,policy=api}":                                                                                         1,
+		"redporch_session_operation_duration_seconds{operation=load,outcome=ok}":                                                                           1,
+		"redporch_session_events_total{event=created}":                                                                                                     3,
+		"redporch_session_loads_total{outcome=hit,store=web}":                                                                                              1,
+		"redporch_ratelimit_decisions_total{limiter=web,outcome=allowed,policy=api,source=redis}":                                                          4,
+		"redporch_ratelimit_decisions_total{limiter=web,outcome=denied,policy=api,source=redis}":                                                           1,
+		"redporch_ratelimit_duration_seconds{limiter=web,source=redis}":                                                                                    5,
+		"redporch_ratelimit_redis_available{limiter=web}":                                                                                                  1,
+		"redporch_cache_requests_total{cache=city,outcome=redis}":                                                                                          1,
+		"redporch_cache_requests_total{cache=city,outcome=miss}":                                                                                           3,
+		"redporch_cache_load_duration_seconds{cache=city,outcome=ok}":                                                                                      1,
+		"redporch_cache_load_duration_seconds{cache=city,outcome=not-found}":                                                                               1,
+		"redporch_cache_load_duration_seconds{cache=city,outcome=error}":                                                                                   1,
+		"redporch_cache_fills_total{cache=city,outcome=accepted}":                                                                                          2,
+		"redporch_cache_invalidations_total{cache=city,outcome=ok}":                                                                                        1,
+		"redporch_cache_errors_total{cache=city,operation=load}":                                                                                           1,
 	})
 	if got := a.points()["redporch_session_commits_total{outcome=ok}"]; got < 4 {
 		t.Errorf("redporch_session_commits_total{outcome=ok} = %v; want 4 or more", got)
@@ -198,9 +217,9 @@ func TestRedisDown(t *testing.T) {
 	a.redis.Close()
 	a.get("/city/ada", cookie)
 	a.want(map[string]float64{
-		"redporch_ratelimit_redis_available{limiter=web}":                                                              0,
-		"redporch_ratelimit_decisions_total{limiter=web,outcome=allowed,policy=api,source=local}":                      1,
-		"redporch_http_request_duration_seconds{http_response_status_code=503,http_route=GET /city/{user},outcome=ok}": 1,
+		"redporch_ratelimit_redis_available{limiter=web}":                                                                                                  0,
+		"redporch_ratelimit_decisions_total{limiter=web,outcome=allowed,policy=api,source=local}":                                                          1,
+		"redporch_http_request_duration_seconds{http_request_method=GET,http_response_status_code=503,http_route=/city/{user},outcome=ok,url_scheme=http}": 1,
 	})
 	for _, series := range []string{
 		"redporch_session_operation_duration_seconds{operation=load,outcome=error}",
@@ -231,6 +250,26 @@ func TestNothingSecret(t *testing.T) {
 				t.Errorf("%s holds %q", series, secret)
 			}
 		}
+	}
+}
+
+// TestExemplars: a duration comes with the trace of its request, and one whose exemplar the
+// client library would refuse is counted without.
+func TestExemplars(t *testing.T) {
+	a := newApp(t)
+	for _, id := range []string{"4bf92f3577b34da6a3ce929d0e0e4736", strings.Repeat("x", 200), "\xff"} {
+		r := httptest.NewRequest("GET", "/city/ada", nil)
+		a.handler.ServeHTTP(httptest.NewRecorder(), r.WithContext(context.WithValue(r.Context(), traceKey{}, id)))
+	}
+	var found []string
+	m := a.gather()["redporch_http_request_duration_seconds"].GetMetric()
+	for _, b := range m[0].GetHistogram().GetBucket() {
+		for _, l := range b.GetExemplar().GetLabel() {
+			found = append(found, l.GetName()+"="+l.GetValue())
+		}
+	}
+	if want := []string{"trace_id=4bf92f3577b34da6a3ce929d0e0e4736"}; len(m) != 1 || m[0].GetHistogram().GetSampleCount() != 3 || !slices.Equal(found, want) {
+		t.Errorf("%d series, %d requests, exemplars %q; want 1, 3, %q", len(m), m[0].GetHistogram().GetSampleCount(), found, want)
 	}
 }
 
