@@ -48,7 +48,7 @@ for at = 1, subjects do
         l = ceil(l / (g / gk))
         local whole = floor(exact / wt)
         if l > whole then l = whole end
-        l, into = l * wt, now -- what was reserved before is not given back
+        l, into = l * wt, into + 1000000000000 -- what was reserved before is not given back
       end
       local el = nt - s
       if el < 0 then

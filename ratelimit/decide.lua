@@ -140,7 +140,7 @@ while at < #KEYS do
               l = ceil(l / (g / gk))
               local whole = floor(exact / wt)
               if l > whole then l = whole end
-              l, z = l * wt, now -- what was reserved before is not given back
+              l, z = l * wt, z + 1000000000000 -- what was reserved before is not given back
             end
             local el = nt - s
             if el < 0 then
@@ -353,7 +353,10 @@ while at < #KEYS do
           end
           call('SET', key, state, 'PX', life)
         elseif al == 'c' then
-          if p.old then p.x, p.y, p.z = now - now % w, 0, limit[i] - avail[i] end
+          if p.old then
+            local from = p.x > now and p.x or now
+            p.x, p.y, p.z = from - from % w, 0, limit[i] - avail[i]
+          end
           local state = fmt('%.0f:%.0f:%.0f:%s', p.x, p.y, p.z + n, sig[i])
           if p.keep then
             call('SET', key, state, 'KEEPTTL')

@@ -34,6 +34,7 @@
 //	prefix{h}:b:name   string  TokenBucket    level:since:periodxtick:entered, or the same in binary
 //	…:name:reset       string  when the policy was last reset
 //	…:b:name:back      string  TokenBucket    what was given back behind others
+//	…:f:name:back      string  FixedWindow    how little was left after a Refund; also :c:, SlidingWindow
 //	prefix{h}:c:name   string  SlidingWindow  start:previous:current:window
 //	prefix{h}:l:name   zset    SlidingLog     time → units so far:units of this call
 //	prefix{h}:n:name   zset    Concurrency    end of the lease → lease
@@ -88,8 +89,9 @@
 //   - Concurrency: the leases end.
 //
 // Refund gives back the units taken last, whoever took them; of a token bucket those
-// that would drain next. A window that is empty
-// then is as good as new: the next unit starts it. After a Reset nothing is given back
+// that would drain next. Of a reservation whose units these were no more than the others is
+// given back later; in a window, where others had given back before the Refund, perhaps less.
+// A window that is empty is as good as new: the next unit starts it. After a Reset nothing is given back
 // of what was taken before it from the policies that were reset; after a clock step back,
 // until the clock has passed the Reset, of what is taken either.
 //

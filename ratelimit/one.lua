@@ -122,7 +122,10 @@ for at = 1, subjects do
       if al == 'f' then
         set, life = fmt(form, x, y + n, sig), ceil((x + w - now) / 1000) + 1000
       else
-        if old then x, y, z = now - now % w, 0, limit - avail end
+        if old then
+          local from = x > now and x or now
+          x, y, z = from - from % w, 0, limit - avail
+        end
         set, life = fmt(form, x, y, z + n, sig), ceil((x + 2 * w - now) / 1000) + 1000
       end
       if keep then

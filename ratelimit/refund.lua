@@ -1,14 +1,16 @@
 -- refund.lua: give back units of one subject, or end its leases.
 --
--- KEYS[i]  state key of policy i, as in decide.lua; then one of reset.lua for each; then one for each token bucket
+-- KEYS[i]  state key of policy i, as in decide.lua; then one of reset.lua for each; then one for each of f, c, b
 -- KEYS[n]  string  what was given back behind others in a bucket: " entered:units" for each, the latest 32
+-- KEYS[n]  string  to how few units of a window the latest were given back: " start:time:units" for each, 32 at most
 -- ARGV[1]  int     policies
 -- ARGV[2]  int     when the units were taken, microseconds; '' for the latest units
 -- ARGV[3…] per policy: algorithm, limit, window in microseconds, extra, tick in microseconds, shadow,
 --          units to give back, mark, mark2, mark3; for leases mark is the lease
 --          mark says when the units were taken: f, c start of the window, microseconds; l score of the
 --          entry; b level just after, with mark2 the time of that, in ticks, and mark3 what had entered
---          by then; '' for the latest units, of b those that would drain next
+--          by then; '' for the latest units, of b those that would drain next. For f and c mark2 is what
+--          the window held just after, mark3 what the call took of that
 -- Returns  1
 -- Writes   KEYS[i]; never less than nothing used, never in a later window
 local t = redis.call('TIME')
@@ -18,6 +20,34 @@ local many = 1000
 local exact = 9007199254740991
 local lib = rawget(_G, 'struct') -- not every server has it
 local taken = tonumber(ARGV[2])
+-- left returns how many of the n units that were the last of top, in a window that began at start, were not
+-- given back with the latest since.
+local function left(at, start, top, n)
+  local rest = n
+  for s, when, low in string.gmatch(KEYS[at] and redis.call('GET', KEYS[at]) or '', ' (%d+):(%d+):(%d+)') do
+    if tonumber(s) == start and tonumber(when) >= taken and n - top + low < rest then rest = n - top + low end
+  end
+  return rest > 0 and rest or 0
+end
+-- lower notes that of the window that began at start so few units are left; before is the start of the one before.
+local function lower(at, start, low, before, life)
+  if not KEYS[at] then return end
+  local keep, n = {}, 0
+  for s, when, u in string.gmatch(redis.call('GET', KEYS[at]) or '', ' (%d+):(%d+):(%d+)') do
+    -- What is not lower says no more than the new one.
+    if tonumber(s) == before or tonumber(s) == start and tonumber(u) < low then
+      n = n + 1
+      keep[n] = { s, when, u }
+    end
+  end
+  if n >= 32 then -- the first two become one: some may get back less than is left
+    if keep[1][1] == keep[2][1] then keep[2][3] = keep[1][3] end
+    table.remove(keep, 1)
+  end
+  local v = ''
+  for _, e in ipairs(keep) do v = fmt('%s %s:%s:%s', v, e[1], e[2], e[3]) end
+  redis.call('SET', KEYS[at], fmt('%s %.0f:%.0f:%.0f', v, start, now, low), 'PX', life > 1000 and ceil(life) or 1000)
+end
 local np = tonumber(ARGV[1])
 local side = 2 * np
 local a = 3
@@ -27,7 +57,7 @@ for i = 1, np do
   local n, mark, mark2, mark3 = tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7]), tonumber(ARGV[a + 8]), tonumber(ARGV[a + 9])
   local lease = ARGV[a + 7]
   a = a + 10
-  if al == 'b' then side = side + 1 end
+  if al == 'b' or al == 'f' or al == 'c' then side = side + 1 end
   if taken and al ~= 'n' and KEYS[np + i] then
     local forgotten = tonumber(redis.call('GET', KEYS[np + i]) or '')
     if forgotten and forgotten >= taken then n = 0 end
@@ -38,7 +68,13 @@ for i = 1, np do
     local v = redis.call('GET', key) or ''
     --> fixedwindow.lua
     if s then
-      if s == mark or not mark then
+      if s == mark then
+        local rest = left(side, s, mark2, mark3)
+        if rest < n then n = rest end
+      elseif not mark then
+        lower(side, s, u > n and u - n or 0, s, (s + tonumber(g) - now) / 1000 + 1000)
+      end
+      if n > 0 and (s == mark or not mark) then
         if u <= n then
           redis.call('DEL', key)
         else
@@ -54,14 +90,18 @@ for i = 1, np do
       if not mark then
         fromCur = n < cu and n or cu
         fromPrev = n - fromCur
-      elseif g ~= sig then
-        fromCur = 0
-      elseif mark == s then
-        fromCur = n < cu and n or cu
-      elseif mark == s - w then
-        fromPrev = n
+      elseif g == sig and (mark == s or mark == s - w) then
+        local rest = left(side, mark, mark2, mark3)
+        if rest < n then n = rest end
+        if mark == s then fromCur = n < cu and n or cu else fromPrev = n end
       end
       if fromPrev > pr then fromPrev = pr end
+      if not mark then
+        local ww = tonumber(g)
+        local life = (s + 2 * ww - now) / 1000 + 1000
+        if fromPrev > 0 then lower(side, s - ww, pr - fromPrev, s, life) end
+        lower(side, s, cu - fromCur, s - ww, life)
+      end
       if fromCur + fromPrev > 0 then
         cu, pr = cu - fromCur, pr - fromPrev
         if cu + pr == 0 then
@@ -81,7 +121,8 @@ for i = 1, np do
         l = ceil(l / (g / gk))
         local whole = floor(exact / wt)
         if l > whole then l = whole end
-        l, entered = l * wt, entered and now
+        l, entered = l * wt, entered and entered + 1000000000000
+        if entered and entered > exact then entered = now end
       end
       if nt > s then
         local el = nt - s

@@ -139,11 +139,10 @@ func (r *Reservation) refundArgs(n int64) []any {
 		case concurrency:
 			units, mark = r.took[i], r.lease
 		case slidingWindow:
-			if mark = s.x; s.w > 0 { // the window was changed, and this call began the first new one
-				mark = r.subject.now - r.subject.now%p.win
-			}
+			n := p.counters(s, r.totals[i], r.subject.now)
+			mark, mark2, mark3 = n.x, n.z, r.took[i]
 		default:
-			mark = s.x
+			mark, mark2, mark3 = s.x, s.y+r.totals[i], r.took[i]
 		}
 		args = append(append(args, p.args[:]...), units, mark, mark2, mark3)
 	}
@@ -249,8 +248,8 @@ func (l *Limiter) refundArgs(n int64) []any {
 	return args
 }
 
-// backSuffix ends the name of the key that says what was given back behind others in a
-// token bucket.
+// backSuffix ends the name of the key that says what was given back, as far as those need to
+// know who give back later.
 const backSuffix = ":back"
 
 // refundKeys returns the keys of refund.lua, which are those of reset.lua as well.
@@ -262,7 +261,7 @@ func refundKeys(base string, set *policySet) []string {
 		}
 	}
 	for i := range set.policies {
-		if p := &set.policies[i]; p.algo == tokenBucket {
+		if p := &set.policies[i]; p.algo == tokenBucket || p.algo == fixedWindow || p.algo == slidingWindow {
 			keys = append(keys, base+p.suffix+backSuffix)
 		}
 	}

@@ -28,7 +28,8 @@ func (c *compiled) counters(s snap, total, now int64) counters {
 		if total == 0 {
 			n.w = s.w
 		} else {
-			n = counters{x: now - floorMod(now, c.win), z: c.limit - c.left(s, 0, now), w: c.win, k: c.tickUS}
+			from := max(now, s.x)
+			n = counters{x: from - floorMod(from, c.win), z: c.limit - c.left(s, 0, now), w: c.win, k: c.tickUS}
 		}
 	}
 	n.z += total

@@ -78,13 +78,6 @@ func (o Op) String() string {
 	return o.Kind + ": " + who
 }
 
-// What the page promises and is not compared yet.
-const (
-	// Refund beside reservations that are open: "Cancel gives back units of that call
-	// alone".
-	refundsCovered = false
-)
-
 // epoch is where set clocks begin.
 const epoch = 1_900_000_000_000_000
 
@@ -228,8 +221,8 @@ func (p *player) step(ctx context.Context, op Op) error {
 	if err := p.compare(op, g); err != nil {
 		return err
 	}
-	if op.Kind == "reset" && p.env.SetTime != nil {
-		// What is reserved in the microsecond of a Reset may count as before it.
+	if (op.Kind == "reset" || op.Kind == "refund") && p.env.SetTime != nil {
+		// What is reserved in the microsecond of either may count as before it.
 		return p.step(ctx, Op{Kind: "clock", D: 1})
 	}
 	if d := g[0].res; d.Granted > 0 && p.env.SetTime != nil && op.Kind != "allowall" && op.Kind != "together" {

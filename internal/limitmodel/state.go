@@ -99,6 +99,33 @@ func sum(ts []take) (n int64) {
 	return n
 }
 
+// given is whether units were given back to a window, and whether others were refunded
+// after that: then what a reservation gets may be less than is left of it.
+type given struct{ some, vague bool }
+
+func (g *given) refunded() { g.vague = g.vague || g.some }
+
+// back returns how many of n units a call gets back of the has that it holds.
+func (g *given) back(c *chooser, n, has int64) int64 {
+	if n = min(n, has); n > 0 {
+		if g.vague {
+			n -= int64(c.choose(int(n) + 1))
+		}
+		g.some = true
+	}
+	return n
+}
+
+// of returns how many of the units are of call id.
+func of(ts []take, id int) (n int64) {
+	for _, t := range ts {
+		if t.id == id {
+			n += t.n
+		}
+	}
+	return n
+}
+
 // without takes up to n units of call id out of ts.
 func without(ts []take, id int, n int64) []take {
 	for i := range ts {
@@ -149,11 +176,12 @@ type fixed struct {
 	start, window int64
 	written       int64 // the window under which units were taken last
 	takes         []take
+	given         given
 }
 
 func (s *fixed) clone() state { c := *s; c.takes = slices.Clone(s.takes); return &c }
 func (s *fixed) String() string {
-	return fmt.Sprintf("f start=%d window=%d %v", s.start, s.window, s.takes)
+	return fmt.Sprintf("f start=%d window=%d %v %v", s.start, s.window, s.takes, s.given)
 }
 func (s *fixed) dropped(p Policy, now int64) bool {
 	x := *s
@@ -188,7 +216,7 @@ func (s *fixed) take(c *chooser, p Policy, now int64, id int, n int64) {
 	}
 	s.written = p.Window
 	if s.idle(p, now) {
-		s.takes = nil
+		s.takes, s.given = nil, given{}
 		s.start, s.window = now, p.Window
 		if p.Aligned {
 			s.start = floorTo(now, p.Window, p.Offset)
@@ -199,7 +227,7 @@ func (s *fixed) take(c *chooser, p Policy, now int64, id int, n int64) {
 
 func (s *fixed) giveBack(c *chooser, p Policy, now int64, id int, n int64) {
 	if s.start+p.Window > now || c.choose(2) == 1 { // other limits may still count them
-		s.takes = without(s.takes, id, n)
+		s.takes = without(s.takes, id, s.given.back(c, n, of(s.takes, id)))
 	}
 }
 
@@ -207,6 +235,7 @@ func (s *fixed) mistake(c *chooser, n int64) { s.takes, _ = withoutNewest(s.take
 
 func (s *fixed) refund(c *chooser, p Policy, now int64, n int64) {
 	if s.start+p.Window > now || c.choose(2) == 1 { // as in giveBack
+		s.given.refunded()
 		s.takes, _ = withoutNewest(s.takes, n)
 	}
 }
@@ -216,6 +245,7 @@ func (s *fixed) refund(c *chooser, p Policy, now int64, n int64) {
 type sliding struct {
 	start, window int64
 	prev, cur     []take
+	given         given
 }
 
 func (s *sliding) clone() state {
@@ -225,7 +255,7 @@ func (s *sliding) clone() state {
 }
 
 func (s *sliding) String() string {
-	return fmt.Sprintf("c start=%d window=%d prev=%v cur=%v", s.start, s.window, s.prev, s.cur)
+	return fmt.Sprintf("c start=%d window=%d prev=%v cur=%v %v", s.start, s.window, s.prev, s.cur, s.given)
 }
 func (s *sliding) under(Policy, int64)              {}
 func (s *sliding) dropped(p Policy, now int64) bool { return s.start-now > s.window }
@@ -275,10 +305,11 @@ func (s *sliding) giveBack(c *chooser, p Policy, now int64, id int, n int64) {
 	if s.idle(p, now) && (!c.back || c.choose(2) == 0) {
 		return
 	}
-	before := sum(s.cur)
-	s.cur = without(s.cur, id, n)
-	if n -= before - sum(s.cur); now < s.start+s.window {
-		s.prev = without(s.prev, id, n)
+	// A call is in one of them.
+	if has := of(s.cur, id); has > 0 {
+		s.cur = without(s.cur, id, s.given.back(c, n, has))
+	} else if now < s.start+s.window {
+		s.prev = without(s.prev, id, s.given.back(c, n, of(s.prev, id)))
 	}
 }
 
@@ -291,9 +322,10 @@ func (s *sliding) mistake(c *chooser, n int64) {
 }
 
 func (s *sliding) refund(c *chooser, p Policy, now int64, n int64) {
-	if s.idle(p, now) {
+	if s.idle(p, now) && (!c.back || c.choose(2) == 0) { // as in giveBack
 		return
 	}
+	s.given.refunded()
 	if s.cur, n = withoutNewest(s.cur, n); now < s.start+s.window {
 		s.prev, _ = withoutNewest(s.prev, n)
 	}

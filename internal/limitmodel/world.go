@@ -68,7 +68,7 @@ type World struct {
 	stepped bool
 	resets  map[stateKey]int64 // when it was reset last
 	// lost says that a window may have come again whose units were lost: since the clock
-	// had stepped, or since an aligned one was counted by another length meanwhile.
+	// had stepped, or since it was counted by another length meanwhile.
 	lost map[stateKey]bool
 }
 
@@ -129,6 +129,9 @@ func (w *World) look(c *chooser, subject int, p Policy, now int64) state {
 	k := stateKey{subject, p.Algo, p.Name}
 	s := w.find(c, subject, p, now).state
 	if f, ok := s.(*fixed); ok && p.Aligned && f.window != 0 && f.window != p.Window {
+		w.lost[k] = true
+	}
+	if f, ok := s.(*sliding); ok && f.window != 0 && f.window != p.Window {
 		w.lost[k] = true
 	}
 	if s.dropped(p, now) {
