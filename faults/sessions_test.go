@@ -1,12 +1,14 @@
 package faults_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -181,6 +183,103 @@ func TestSessionsExpireByTheClock(t *testing.T) {
 		}
 		if there(idle) {
 			t.Error("an idle session opens after twice its idle time")
+		}
+	})
+}
+
+// exchanges is a hook that counts exchanges with Redis, and the commands of the largest.
+type exchanges struct{ n, largest atomic.Int64 }
+
+func (e *exchanges) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (e *exchanges) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		e.n.Add(1)
+		return next(ctx, cmd)
+	}
+}
+
+func (e *exchanges) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		e.n.Add(1)
+		for n := e.largest.Load(); n < int64(len(cmds)) && !e.largest.CompareAndSwap(n, int64(len(cmds))); n = e.largest.Load() {
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// Sessions and RevokeUser of a user with 20,000 sessions ask for 250 at a time, each with
+// the whole Timeout, while somebody goes on signing in; the hooks are told of each.
+func TestTwentyThousandSessionsOfOneUser(t *testing.T) {
+	n := 20_000
+	if testing.Short() {
+		n = 4_000
+	}
+	redistest.RunOn(t, redistest.OnServer|redistest.OnCluster, func(t *testing.T, rdb redis.UniversalClient) {
+		var told atomic.Int64
+		e := &exchanges{}
+		rdb.AddHook(e)
+		st := openSessions(t, rdb, session.Config{MaxPerUser: -1, Hooks: session.Hooks{
+			Revoked: func(context.Context, session.Event) { told.Add(1) },
+		}})
+		var failed atomic.Value
+		signIn := func() {
+			s, _ := st.New(requestWith(""), "s")
+			if err := errors.Join(st.Bind(s, "ada"), st.Save(requestWith(""), httptest.NewRecorder(), s)); err != nil {
+				failed.Store(err)
+			}
+		}
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				for range n / 16 {
+					signIn()
+				}
+			})
+		}
+		wg.Wait()
+		_ = st.Close() // until nothing is done in the background
+		e.n.Store(0)
+		e.largest.Store(0)
+		began := time.Now()
+		list, err := st.Sessions(t.Context(), "ada")
+		t.Logf("Sessions of %d: %v, %d exchanges", len(list), time.Since(began).Round(time.Millisecond), e.n.Load())
+		if most := int64(n/250 + n/5000 + 2); len(list) != n || err != nil || e.n.Load() > most {
+			t.Errorf("Sessions = %d, %v in %d exchanges; want %d in %d at most", len(list), err, e.n.Load(), n, most)
+		}
+		stop := make(chan struct{})
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					signIn()
+				}
+			}
+		})
+		began = time.Now()
+		ended, err := st.RevokeUser(t.Context(), "ada")
+		t.Logf("RevokeUser ended %d: %v", ended, time.Since(began).Round(time.Millisecond))
+		close(stop)
+		wg.Wait()
+		if err != nil || ended < n || told.Load() != int64(ended) {
+			t.Errorf("RevokeUser = %d, %v, hooks told of %d; want %d or more", ended, err, told.Load(), n)
+		}
+		if most := e.largest.Load(); most > 2*250+16 { // with what the logins send
+			t.Errorf("an exchange had %d commands; want 250 sessions in one at most", most)
+		}
+		was := make(map[string]bool)
+		for _, i := range list {
+			was[i.ID] = true
+		}
+		for i, err := range st.SessionsOf(t.Context(), "ada") {
+			if err != nil || was[i.ID] {
+				t.Fatalf("%s is left, %v", i.ID, err)
+			}
+		}
+		if err, _ := failed.Load().(error); err != nil {
+			t.Error(err)
 		}
 	})
 }
