@@ -41,7 +41,15 @@ type Config struct {
 	// running during each: first with the new key last, so that all can verify it, then
 	// with it first. Cookies of the old key are signed anew as their sessions are used, so
 	// it can be dropped after the longest lifetime of a session.
+	//
+	// What signs are keys that are derived from these for this purpose alone (HKDF, RFC
+	// 5869). Signatures of the keys themselves, by versions before, are accepted too.
 	Keys [][]byte
+
+	// SignUnderived signs with Keys themselves, as versions before did, instead of keys
+	// derived from them: for the first of two deploys that update, since servers of a version
+	// before take other signatures for forged, and for going back. The second has it not.
+	SignUnderived bool
 
 	// SendUnsigned sends cookies without a signature although Keys are set, and accepts
 	// them with and without: for the first of three deploys that begin to use Keys, so that
@@ -248,6 +256,9 @@ func (c *Config) check(rdb redis.UniversalClient) (*roundtrip.Conn, error) {
 		} else if why := weakKey(k); why != "" {
 			bad("EncryptionKeys[%d] %s", i, why)
 		}
+	}
+	if c.SignUnderived && len(c.Keys) == 0 {
+		bad("SignUnderived without Keys; it says how Keys sign, leave it out")
 	}
 	if c.SendUnsigned && len(c.Keys) == 0 {
 		bad("SendUnsigned without Keys; it is for servers that verify signatures already, set Keys")

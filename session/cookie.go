@@ -22,8 +22,9 @@ const (
 	// (RFC 6265bis, section 5.6).
 	maxAttributeBytes = 1024
 	// maxCandidates is how many cookies of one name are tried: a subdomain or an
-	// earlier path may have set another one that the browser sends first.
-	maxCandidates = 4
+	// earlier path may have set others that the browser sends first. It is the number
+	// that browsers keep for a domain at least (RFC 6265, section 6.1).
+	maxCandidates = 50
 )
 
 // HostName returns the cookie name "__Host-" + name. Browsers accept such a

@@ -23,7 +23,8 @@
 // # Tokens and keys
 //
 // The cookie holds base64url(tag ‖ secret), 2 and 32 random bytes, and with
-// [Config.Keys] "." and the first half of HMAC-SHA-256(key, name ‖ 0 ‖ token). Keys
+// [Config.Keys] "." and the first half of HMAC-SHA-256(k, name ‖ 0 ‖ token), where
+// k is HKDF-SHA-256(key, no salt, "redporch session: cookies", 32 bytes). Keys
 // in Redis are, with the prefix "redporch:session:" by default:
 //
 //	prefix{tag}:SHA-256(name ‖ 0 ‖ secret)   hash   one session

@@ -25,28 +25,28 @@ type Loading struct {
 // Preload begins what New does and returns at once, so that the round trip overlaps
 // whatever comes before the session is needed, such as that of a limiter. It returns
 // nil if there is nothing to begin: the request has no cookie called name that this
-// store can have sent, or the store looks in two places, see [Config.Redisstore]. Use
+// store can have sent, or has several, or the store looks in two places, see [Config.Redisstore]. Use
 // New then. One of Session and Drop must be called on the result.
 func (st *Store) Preload(r *http.Request, name string) *Loading {
 	if st.compat() != nil {
 		return nil
 	}
 	var l *Loading
-	refused := uint64(0)
+	refused, several := uint64(0), false
 	cookieValues(r.Header, name, func(value string) bool {
-		if l != nil {
-			l.others = true
-			return false
-		}
 		tok, ok := st.parseToken(name, value)
 		if !ok {
 			refused++
 			return true
 		}
+		if l != nil {
+			several = several || tok.key != l.tok.key
+			return !several
+		}
 		l = &Loading{st: st, r: r, name: name, tok: tok, others: st.cfg.Legacy != nil}
 		return true
 	})
-	if l == nil {
+	if l == nil || several {
 		return nil
 	}
 	l.refused = refused

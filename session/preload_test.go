@@ -47,8 +47,9 @@ func TestPreload(t *testing.T) {
 			{"forged", []string{b.jar["s"][:len(b.jar["s"])-4] + "AAAA"}, nil, false},
 			{"forged before its own", []string{"x", b.jar["s"]}, 1, true},
 			{"unknown", []string{unknown.jar["s"]}, nil, true},
-			{"unknown before its own", []string{unknown.jar["s"], b.jar["s"]}, 1, true},
-			{"two", []string{other.jar["s"], b.jar["s"]}, 7, true},
+			{"unknown before its own", []string{unknown.jar["s"], b.jar["s"]}, 1, false},
+			{"one twice", []string{other.jar["s"], other.jar["s"]}, 7, true},
+			{"two", []string{other.jar["s"], b.jar["s"]}, 7, false},
 		} {
 			r := httptest.NewRequest("GET", "https://example.com/", nil)
 			for _, v := range c.cookies {

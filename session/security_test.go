@@ -1,7 +1,9 @@
 package session_test
 
 import (
+	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -125,6 +127,117 @@ func TestSeveralCookiesOfOneName(t *testing.T) {
 			t.Errorf("twenty planted cookies cost %d round trips; want at most 4", n.RoundTrips)
 		}
 	})
+}
+
+// Ended sessions in front of the right one, as many as browsers keep, hide it no more than
+// one does. Beside a session that is bound to a user one that is not is not opened,
+// wherever it stands, and of sessions of two users none is: both end, so that after the next
+// login the user's is alone.
+func TestPlantedCookiesGainNothing(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		st := open(t, rdb, session.Config{Keys: [][]byte{key(1)}})
+		signIn := func(user string) *browser {
+			b := newBrowser()
+			b.edit(t, st, func(s *sessions.Session) {
+				s.Values["who"] = user
+				if user != "nobody" {
+					if err := st.Bind(s, user); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+			return b
+		}
+		who := func(cookies ...string) (any, *sessions.Session) {
+			t.Helper()
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set("Cookie", "s="+strings.Join(cookies, "; s="))
+			s, err := st.New(r, "s")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.Values["who"], s
+		}
+		ada := signIn("ada")
+		var dead []string
+		for range 49 {
+			b := signIn("nobody")
+			dead = append(dead, b.jar["s"])
+			b.edit(t, st, func(s *sessions.Session) { s.Options.MaxAge = -1 })
+		}
+		if got, _ := who(append(dead, ada.jar["s"])...); got != "ada" {
+			t.Errorf("behind %d ended ones: %v; want ada", len(dead), got)
+		}
+		planted := signIn("nobody")
+		for _, order := range [][]string{{planted.jar["s"], ada.jar["s"]}, {ada.jar["s"], planted.jar["s"]}, {ada.jar["s"], ada.jar["s"]}, {ada.jar["s"], dead[0]}} {
+			if got, _ := who(order...); got != "ada" {
+				t.Errorf("%v opened beside ada's; want ada's", got)
+			}
+		}
+		second := signIn("ada") // of the same user: the first
+		if got, s := who(second.jar["s"], ada.jar["s"]); got != "ada" || session.ID(s) == "" {
+			t.Errorf("two of ada's: %v; want one of them", got)
+		}
+		eve := signIn("eve")
+		if got, s := who(eve.jar["s"], planted.jar["s"], ada.jar["s"]); got != nil || !s.IsNew {
+			t.Errorf("%v opened of eve's and ada's; want neither", got)
+		}
+		for name, b := range map[string]*browser{"eve": eve, "ada": ada} {
+			if got := b.values(t, st); len(got) != 0 {
+				t.Errorf("%s's session is still there after it was sent beside another user's", name)
+			}
+		}
+		if got, _ := who(eve.jar["s"], signIn("ada").jar["s"]); got != "ada" {
+			t.Errorf("after the next login: %v; want ada", got)
+		}
+	})
+}
+
+// What signs is derived from a key, so the same bytes may serve another purpose. Cookies of
+// versions before, which signed with the key itself, are known and signed anew; and in the
+// first of two deploys servers send what those before know.
+func TestSigningKeysAreDerived(t *testing.T) {
+	before := func(cookie string) bool { // as versions before verify
+		plain, sum, _ := strings.Cut(cookie, ".")
+		mac := hmac.New(sha256.New, key(1))
+		mac.Write([]byte("s\x00" + plain))
+		return sum == base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
+	}
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		first := open(t, rdb, session.Config{Keys: [][]byte{key(1)}, SignUnderived: true})
+		second := open(t, rdb, session.Config{Keys: [][]byte{key(1)}})
+		a, b := newBrowser(), newBrowser()
+		a.edit(t, first, set("x", 1))
+		b.edit(t, second, set("x", 1))
+		if !before(a.jar["s"]) || before(b.jar["s"]) {
+			t.Errorf("versions before know the cookie of the first deploy: %v, of the second: %v; want true, false", before(a.jar["s"]), before(b.jar["s"]))
+		}
+		for _, st := range []*session.Store{first, second} {
+			for _, b := range []*browser{a, b} {
+				if got := b.clone().values(t, st); len(got) != 1 {
+					t.Errorf("a cookie opens %v; want every server to know both signatures", got)
+				}
+			}
+		}
+		for _, row := range []struct {
+			st   *session.Store
+			old  *browser
+			want bool // known before
+		}{{second, a, false}, {first, b, true}} {
+			row.old.do(func(w http.ResponseWriter, r *http.Request) {
+				s, _ := row.st.Get(r, "s")
+				if wrote, err := row.st.Commit(w, r, s); !wrote || err != nil {
+					t.Errorf("Commit = %v, %v; want the cookie signed anew", wrote, err)
+				}
+			})
+			if got := before(row.old.jar["s"]); got != row.want {
+				t.Errorf("signed anew: versions before know it: %v; want %v", got, row.want)
+			}
+		}
+	})
+	if _, err := session.New(redis.NewClient(&redis.Options{}), session.Config{SignUnderived: true}); err == nil {
+		t.Error("SignUnderived without Keys is accepted")
+	}
 }
 
 func TestCookieRules(t *testing.T) {

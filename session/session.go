@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,9 +59,7 @@ func New(rdb redis.UniversalClient, cfg Config) (*Store, error) {
 
 func newStore(conn *roundtrip.Conn, rdb redis.UniversalClient, cfg Config, followAge bool) *Store {
 	st := &Store{cfg: cfg, conn: conn}
-	for _, k := range cfg.Keys {
-		st.macs = append(st.macs, newSigner(k))
-	}
+	st.macs = newSigners(cfg.Keys, cfg.SignUnderived)
 	for _, k := range cfg.EncryptionKeys {
 		st.sealers = append(st.sealers, newSealer(k))
 	}
@@ -123,21 +122,29 @@ func (st *Store) fresh(name string) (*sessions.Session, *state) {
 // find loads the session into s and x if the request has a right to one.
 func (st *Store) find(r *http.Request, s *sessions.Session, x *state) error {
 	ctx := r.Context()
-	var found bool
-	var err error
-	tries := 0
+	var first token
+	var others []token
 	cookieValues(r.Header, x.name, func(value string) bool {
 		tok, ok := st.parseToken(x.name, value)
-		if !ok {
+		switch {
+		case !ok:
 			st.n.refused.Add(1)
-			return true
+		case first.key == "":
+			first = tok
+		case tok.key != first.key && !slices.ContainsFunc(others, func(t token) bool { return t.key == tok.key }):
+			others = append(others, tok)
 		}
-		found, err = st.load(ctx, s, x, tok)
-		tries++
-		return !found && err == nil && tries < maxCandidates
+		return len(others) < maxCandidates-1
 	})
-	if found || err != nil {
-		return err
+	if others != nil {
+		if first = st.choose(r, x.name, append(others, first)); first.key == "" {
+			return nil
+		}
+	}
+	if first.key != "" {
+		if found, err := st.load(ctx, s, x, first); found || err != nil {
+			return err
+		}
 	}
 	if st.cfg.Legacy != nil {
 		st.carryOver(r, s, x)

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -136,18 +137,18 @@ func (st *Store) parseToken(name, value string) (t token, ok bool) {
 			return token{}, false
 		}
 		match := 0
-		for i, m := range st.macs {
+		for i, m := range st.macs { // which one it was is no secret
 			want = m.sum(name, plain)
-			same := subtle.ConstantTimeCompare(sig[:], want[:])
-			if i == 0 {
-				stale = same == 0 || st.cfg.SendUnsigned
+			if match = subtle.ConstantTimeCompare(sig[:], want[:]); match == 1 {
+				stale = i > 0 || st.cfg.SendUnsigned
+				break
 			}
-			match |= same
 		}
-		if st.macs == nil || st.cfg.AcceptUnsigned {
+		if match == 0 && (st.macs == nil || st.cfg.AcceptUnsigned) {
 			// A check that needs no key: it proves nothing but the name.
 			want = nameCheck(name, plain)
-			match |= subtle.ConstantTimeCompare(sig[:], want[:])
+			match = subtle.ConstantTimeCompare(sig[:], want[:])
+			stale = st.macs != nil
 		}
 		if match == 0 {
 			return token{}, false
@@ -177,6 +178,24 @@ func nameCheck(name, token string) (mac [macBytes]byte) {
 	sum := sha256.Sum256([]byte("redporch\x00" + name + "\x00" + token))
 	copy(mac[:], sum[:])
 	return mac
+}
+
+// newSigners returns what signs, first, and what else verifies: keys that HKDF (RFC 5869)
+// derives from keys for this purpose, so that the same bytes may serve another one, and the
+// keys themselves, with which versions before signed.
+func newSigners(keys [][]byte, underived bool) []*signer {
+	var plain, derived []*signer
+	for _, k := range keys {
+		own, err := hkdf.Key(sha256.New, k, nil, "redporch session: cookies", sha256.Size)
+		if err != nil {
+			panic(err) // no digest is longer
+		}
+		plain, derived = append(plain, newSigner(k)), append(derived, newSigner(own))
+	}
+	if underived {
+		return append(plain, derived...)
+	}
+	return append(derived, plain...)
 }
 
 // signer computes signatures with one key. The states of a hash are kept, as

@@ -2,6 +2,7 @@ package sessionmodel
 
 import (
 	"context"
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -19,7 +20,11 @@ import (
 
 // signature is the second half of a cookie, by the page.
 func signature(key int, raw string) string {
-	mac := hmac.New(sha256.New, keyBytes("sign", key, 32))
+	derived, err := hkdf.Key(sha256.New, keyBytes("sign", key, 32), nil, "redporch session: cookies", 32)
+	if err != nil {
+		panic(err)
+	}
+	mac := hmac.New(sha256.New, derived)
 	mac.Write([]byte(cookieName))
 	mac.Write([]byte{0})
 	mac.Write([]byte(raw))
