@@ -290,6 +290,7 @@ func TestHistoryControl(t *testing.T) {
 }
 
 func TestHistoryInvalidate(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		src := &ledger{v: map[string]int64{}}
 		wrap := func(c *cacheaside.Cache[string, int64]) side { return fresh{c} }
@@ -303,6 +304,7 @@ func TestHistoryInvalidate(t *testing.T) {
 }
 
 func TestHistoryUpdate(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		src := &ledger{v: map[string]int64{}}
 		wrap := func(c *cacheaside.Cache[string, int64]) side { return fenced{fresh{c}} }

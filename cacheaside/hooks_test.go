@@ -159,6 +159,7 @@ func TestHookPanics(t *testing.T) {
 
 // TestOnInvalidateFallsBehind: requests don't wait for a slow hook.
 func TestOnInvalidateFallsBehind(t *testing.T) {
+	t.Parallel()
 	_, rdb := redistest.Mini(t)
 	hold := make(chan struct{})
 	src := &source{}

@@ -213,6 +213,7 @@ func TestHardTimeout(t *testing.T) {
 
 // TestHolderDies: a lease that nobody fills ends.
 func TestHolderDies(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		src := &source{rows: map[int]string{1: "ann"}}
 		c := newCache(t, rdb, src.load, cacheaside.Config{})
@@ -297,6 +298,7 @@ func TestLostReplies(t *testing.T) {
 // TestManyWriters: under constant invalidation every caller gets an answer no
 // older than its call.
 func TestManyWriters(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		var version atomic.Int64
 		c := newCache(t, rdb, func(context.Context, string) (int64, error) {

@@ -185,7 +185,7 @@ func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V], bul
 			return g, err
 		}
 		given := make(chan []*attempt[K, V], 1)
-		if !c.within(time.Until(by), ask, func() { c.leasedLate(ctx, <-given, bulk, answer) }) {
+		if !c.within(time.Until(by), ask, func() { c.leasedLate(ctx, <-given, asked, bulk, answer) }) {
 			c.report("acquire", errSlow)
 			late := make([]*attempt[K, V], len(asked))
 			for i, a := range asked {
@@ -234,16 +234,23 @@ func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V], bul
 }
 
 // leasedLate uses leases that came after the callers had left for loads without: to load
-// once more in the background, so that there is a value for those who come next.
-func (c *Cache[K, V]) leasedLate(ctx context.Context, as []*attempt[K, V], bulk bool, answer func(*attempt[K, V], int) (grant, error)) {
+// once more when those, direct, have ended, so that there is a value for those who come
+// next. It leaves that to a flight that callers wait for already.
+func (c *Cache[K, V]) leasedLate(ctx context.Context, as, direct []*attempt[K, V], bulk bool, answer func(*attempt[K, V], int) (grant, error)) {
 	var held []*attempt[K, V]
 	for i, a := range as {
 		g, err := answer(a, i)
+		own := false
+		if err == nil && g.held {
+			<-direct[i].f.done
+			a.f, _, own = c.flights.join(ctx, a.ref, a.seen, false)
+			c.flights.leave(a.f)
+		}
 		switch {
-		case err != nil && a.lease[0] == kindLease:
-			c.release(ctx, a.ref, a.lease)
-		case err == nil && g.held:
+		case own:
 			held = append(held, a)
+		case (err != nil || g.held) && a.lease[0] == kindLease:
+			c.release(ctx, a.ref, a.lease)
 		}
 	}
 	if len(held) > 0 {

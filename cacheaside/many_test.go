@@ -74,6 +74,7 @@ func checkSquares(t *testing.T, got map[int]int, err error, keys []int) {
 }
 
 func TestGetMany(t *testing.T) {
+	t.Parallel()
 	// With a clock, each command on miniredis costs time for each key with a TTL.
 	redistest.RunOn(t, redistest.OnMini, func(t *testing.T, rdb redis.UniversalClient) { checkGetMany(t, rdb, 300, 1) })
 	redistest.RunOn(t, redistest.OnServer|redistest.OnCluster, func(t *testing.T, rdb redis.UniversalClient) { checkGetMany(t, rdb, 2500, 3) })
@@ -112,6 +113,7 @@ func checkGetMany(t *testing.T, rdb redis.UniversalClient, size int, bulks int64
 
 // TestGetManyShares: concurrent overlapping GetManys and Gets load no key twice.
 func TestGetManyShares(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		ctx := t.Context()
 		var s squares

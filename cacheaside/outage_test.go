@@ -146,6 +146,7 @@ func TestDirectLoadsBounded(t *testing.T) {
 // TestInvalidationQueued: an invalidation that fails is reported, the key is
 // bypassed, and what was stored goes when Redis is back.
 func TestInvalidationQueued(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t, redistest.AOF("always"))
 	p := redistest.NewProxy(t, s.Network(), s.Addr())
 	rdb := s.Client(func(o *redis.Options) {
@@ -190,6 +191,7 @@ func TestInvalidationQueued(t *testing.T) {
 
 // TestUpdateOutage: the write is done without Redis, and the caller is told.
 func TestUpdateOutage(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t, redistest.AOF("always"))
 	rdb := s.Client(func(o *redis.Options) { o.MaxRetries, o.DialerRetries = -1, 1 })
 	src := &source{rows: map[int]string{1: "ann"}}

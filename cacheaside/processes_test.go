@@ -109,6 +109,7 @@ func (p *process) line() string {
 
 // TestProcesses has 4 processes with 250 callers each ask for one cold key.
 func TestProcesses(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	rdb := s.Client()
 	var ps []*process
@@ -134,6 +135,7 @@ func TestProcesses(t *testing.T) {
 // TestProcessesWinnerKilled kills the process that loads. Its lease would stand
 // for minutes; the test lets the time pass.
 func TestProcessesWinnerKilled(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	rdb := s.Client()
 	var ps []*process

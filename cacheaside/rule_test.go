@@ -65,6 +65,7 @@ func bulked(call string, load func(context.Context, string) (string, error), fun
 // TestOneRule: by whatever channel a key is invalidated, and by whichever process, a load
 // that began before answers nobody who came after.
 func TestOneRule(t *testing.T) {
+	t.Parallel()
 	channels := map[string]func(context.Context, *cacheaside.Cache[string, string]) error{
 		"key": func(ctx context.Context, c *cacheaside.Cache[string, string]) error { return c.Invalidate(ctx, "k") },
 		"tag": func(ctx context.Context, c *cacheaside.Cache[string, string]) error {
@@ -218,6 +219,7 @@ func TestBulkFailure(t *testing.T) {
 // TestBulkAfterFailure: keys that another process' bulk load failed for are loaded in
 // bulk.
 func TestBulkAfterFailure(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		single := func(context.Context, int) (int, error) { t.Error("a key was loaded alone"); return 0, nil }
 		began, fail := make(chan struct{}), make(chan struct{})
@@ -322,44 +324,64 @@ func TestUncachedSideBySide(t *testing.T) {
 			{"a value above MaxValue", strings.Repeat("x", 100), nil},
 			{"absence", "", cacheaside.ErrNotFound},
 		} {
-			began, pass := make(chan struct{}, 10), make(chan struct{})
-			load := func(context.Context, string) (string, error) {
-				began <- struct{}{}
-				<-pass
-				return tt.v, tt.err
+			// The others see what came of the first load if they look within 150 ms, which a
+			// busy machine may keep them from.
+			together := false
+			for round := 0; round < 10 && !together; round++ {
+				together = sideBySide(t, rdb, fmt.Sprint(tt.what, round), tt.v, tt.err)
 			}
-			const processes = 5
-			answers := make(chan got, processes)
-			for range processes {
-				c := newCache(t, rdb, load, cacheaside.Config{LoadTimeout: time.Minute, MaxValue: 50, NegativeTTL: -1})
-				go func() { v, err := c.Get(t.Context(), "k"+tt.what); answers <- got{v, err} }()
-			}
-			check := func() {
-				if a := <-answers; a.v != tt.v || !errors.Is(a.err, tt.err) {
-					t.Errorf("%s: Get = %.9q, %v", tt.what, a.v, a.err)
-				}
-			}
-			<-began
-			pass <- struct{}{}
-			check()
-			for range processes - 1 { // all of them load at once
-				select {
-				case <-began:
-				case <-time.After(20 * time.Second):
-					t.Fatalf("%s: the others queue for one load after another", tt.what)
-				}
-			}
-			close(pass)
-			for range processes - 1 {
-				check()
+			if !together {
+				t.Errorf("%s: the others queue for one load after another", tt.what)
 			}
 		}
 	})
 }
 
+// sideBySide has five processes get a key, and reports whether four loaded at once when the
+// load of the first had ended.
+func sideBySide(t *testing.T, rdb redis.UniversalClient, key, v string, err error) bool {
+	began, pass := make(chan struct{}, 10), make(chan struct{})
+	load := func(context.Context, string) (string, error) {
+		began <- struct{}{}
+		<-pass
+		return v, err
+	}
+	const processes = 5
+	answers := make(chan got, processes)
+	for range processes {
+		c := newCache(t, rdb, load, cacheaside.Config{LoadTimeout: time.Minute, MaxValue: 50, NegativeTTL: -1})
+		go func() { v, err := c.Get(t.Context(), key); answers <- got{v, err} }()
+	}
+	check := func() {
+		if a := <-answers; a.v != v || !errors.Is(a.err, err) {
+			t.Errorf("%s: Get = %.9q, %v", key, a.v, a.err)
+		}
+	}
+	<-began
+	pass <- struct{}{}
+	check()
+	together := true
+	for range processes - 1 { // all of them load at once
+		select {
+		case <-began:
+		case <-time.After(2 * time.Second):
+			together = false
+		}
+		if !together {
+			break
+		}
+	}
+	close(pass)
+	for range processes - 1 {
+		check()
+	}
+	return together
+}
+
 // TestGoexit: a function of the app that ends its goroutine, as FailNow of a test does,
 // costs at most the answer it was called for.
 func TestGoexit(t *testing.T) {
+	t.Parallel()
 	for _, where := range []string{"Load", "Fill", "Error", "Marshal", "Unmarshal", "Version", "TTL", "Clone", "OnInvalidate", "loader"} {
 		t.Run(where, func(t *testing.T) {
 			_, rdb := redistest.Mini(t)

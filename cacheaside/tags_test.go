@@ -222,6 +222,7 @@ func TestSharedTagsElsewhere(t *testing.T) {
 // TestSharedTagQueued: the invalidation of a shared tag that failed keeps all caches of the
 // process from what it concerns.
 func TestSharedTagQueued(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	version := int64(1)
 	mk := func(name string) *cacheaside.Cache[string, int64] {

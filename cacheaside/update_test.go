@@ -128,6 +128,7 @@ func TestUpdateSameKeyTwice(t *testing.T) {
 // TestDeadFence: a fence whose owner died ends in its time, however often others
 // fence the key.
 func TestDeadFence(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		ctx := t.Context()
 		src := &source{rows: map[int]string{1: "ann"}}
@@ -220,6 +221,7 @@ func TestFencesConcurrent(t *testing.T) {
 
 // TestFenceHeals: a fence whose owner died ends by itself.
 func TestFenceHeals(t *testing.T) {
+	t.Parallel()
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
 		src := &source{rows: map[int]string{1: "ann"}}
 		c := newCache(t, rdb, src.load, cacheaside.Config{FenceTTL: 100 * time.Millisecond, L1Entries: -1})

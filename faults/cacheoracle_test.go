@@ -73,6 +73,7 @@ func (r *oracleRow) promised(proc int, bound time.Duration) int64 {
 type oracle struct {
 	seed  uint64
 	bound time.Duration // elsewhere
+	least int64         // writes, at least
 	quiet bool          // the second process only reads, without Refresh: else it would not need to be told
 	rows  [oracleKeys]oracleRow
 	cs    [2]oracled
@@ -234,7 +235,7 @@ func (o *oracle) read(ctx context.Context, rng *rand.Rand, proc int) error {
 func (o *oracle) play(t *testing.T, reads int64, stopAtStale bool) {
 	var wg sync.WaitGroup
 	over := func() bool {
-		enough := o.allReads() >= reads && min(o.reads[0].Load(), o.reads[1].Load()) >= reads/5
+		enough := o.allReads() >= reads && o.writes.Load() >= o.least && min(o.reads[0].Load(), o.reads[1].Load()) >= reads/5
 		return enough || stopAtStale && o.allStale() > 0 || t.Failed()
 	}
 	for proc := range o.cs {
