@@ -60,13 +60,6 @@ func handler(rdb redis.UniversalClient, cfg ratelimit.Config, check func(user, p
 		return nil, err
 	}
 
-	// A guess is paid before the password is looked at, so a thousand guesses at
-	// once are not a way around; the right one is paid back. The handler says which
-	// it was: its status need not.
-	right := func(o middleware.Outcome) bool { return o.Said == "signed in" }
-	limit := func(l *ratelimit.Limiter, key middleware.KeyFunc) middleware.Middleware {
-		return middleware.RateLimit(l, key, middleware.RateLimitConfig{RefundIf: right, Headers: middleware.NoHeaders})
-	}
 	address, network := middleware.ClientIP(), middleware.ClientNetwork(24, 48)
 	device := func(r *http.Request) string { return deviceOf(r, user(r)) }
 	login := middleware.Chain(
@@ -96,6 +89,16 @@ func handler(rdb redis.UniversalClient, cfg ratelimit.Config, check func(user, p
 		fmt.Fprintln(w, "welcome") // and here: middleware.Regenerate, Bind
 	})), 4<<10))
 	return mux, nil
+}
+
+// limit charges a guess before the password is looked at, so that a thousand guesses at once
+// are not a way around. The right one is paid back. The handler says which it was: its
+// status need not.
+func limit(l *ratelimit.Limiter, key middleware.KeyFunc) middleware.Middleware {
+	return middleware.RateLimit(l, key, middleware.RateLimitConfig{
+		RefundIf: func(o middleware.Outcome) bool { return o.Said == "signed in" },
+		Headers:  middleware.NoHeaders,
+	})
 }
 
 // deviceKey signs device cookies. Yours comes from the configuration, the same in all
