@@ -21,8 +21,8 @@ import (
 // said is what a call was told: by Redis, or nothing if the reply was lost.
 type said struct {
 	known              bool
-	maybe              bool // unknown, and perhaps carried out
-	granted, remaining int64
+	maybe              bool  // unknown, and perhaps carried out
+	granted, remaining int64 // remaining is -1 if it was not looked up
 }
 
 // limiterModel is a limit that gives nothing back. What was not answered may have
@@ -41,7 +41,7 @@ func limiterModel(limit int64) porcupine.Model {
 			}
 			switch {
 			case out.known:
-				if out.granted == after-used && out.remaining == limit-after {
+				if out.granted == after-used && (out.remaining == -1 || out.remaining == limit-after) {
 					return []any{after}
 				}
 				return nil
@@ -123,6 +123,9 @@ func TestHistoriesAreLinearizable(t *testing.T) {
 							}
 							if err != nil || r.Err != nil {
 								return said{maybe: roundtrip.MaybeExecuted(errors.Join(err, r.Err))}
+							}
+							if r.Source == ratelimit.SourceDenied {
+								r.Remaining = -1
 							}
 							return said{known: true, granted: r.Granted, remaining: r.Remaining}
 						})

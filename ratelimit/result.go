@@ -58,7 +58,8 @@ type Result struct {
 	// perhaps less; 0 for a denial or peek.
 	Granted int64
 	// Limit and Remaining describe the deciding policy: how many units it admits
-	// at once, and how many are left. Remaining is true on denial as well.
+	// at once, and how many are left. Remaining is true on denial as well; of
+	// SourceDenied both are as that earlier denial found them.
 	Limit, Remaining int64
 
 	// RetryAfter is the smallest wait after which this call would be admitted if

@@ -30,7 +30,7 @@ func TestKillAndRestartKeepWhatIsPersisted(t *testing.T) {
 		want int64
 	}{
 		{"none", redistest.RDB(`""`), 0},
-		{"aof", redistest.AOF("everysec"), 100},
+		{"aof", redistest.AOF("always"), 100},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := redistest.Start(t, tt.opt)
