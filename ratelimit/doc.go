@@ -90,7 +90,8 @@
 //
 // Refund gives back the units taken last, whoever took them; of a token bucket those
 // that would drain next. Of a reservation whose units these were no more than the others is
-// given back later; in a window, where others had given back before the Refund, perhaps less.
+// given back later (in a window, where others had given back before the Refund, perhaps less),
+// unless the clock stepped back meanwhile.
 // A window that is empty is as good as new: the next unit starts it. After a Reset nothing is given back
 // of what was taken before it from the policies that were reset; after a clock step back,
 // until the clock has passed the Reset, of what is taken either.

@@ -379,6 +379,9 @@ func (w *World) settle(c *chooser, now int64, id int, actual int64) {
 
 func (w *World) refund(c *chooser, now int64, subject int, ps []Policy, n int64) {
 	for _, p := range ps {
+		if w.stepped { // it may count as from before what was reserved earlier
+			w.lost[stateKey{subject, p.Algo, p.Name}] = true
+		}
 		w.giveBack(c, now, subject, p, func(s state) { s.refund(c, p, now, n) })
 	}
 }
