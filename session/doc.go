@@ -112,7 +112,7 @@
 //	save, create, regenerate   1   one script
 //	login (bind, regenerate)   1   on a cluster 3, 2 without MaxPerUser
 //	login that ends others     5   with RefuseNew 2, or 3 if it has to look for room
-//	bind without a new id      2   more than a save, if it was another user's session
+//	bind without a new id      1   more than a save, if it was not this user's session
 //	destroy                    1
 //	list a user's sessions     2   and 1 for each 250 beyond the first
 //	revoke one / all           1 / 3, and 1 for each 250 beyond the first

@@ -111,7 +111,11 @@ func changes(cmds []redis.Cmder, index, id string) bool {
 // user's again.
 func TestLateRemovalSparesTheNewEntry(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
-		for _, other := range []string{"eve", ""} {
+		for _, c := range []struct {
+			other string
+			looks bool // at the entry already late, and not only removes it
+		}{{"eve", false}, {"", false}, {"eve", true}, {"", true}} {
+			other := c.other
 			st := open(t, rdb, session.Config{})
 			b := newBrowser()
 			b.edit(t, st, func(s *sessions.Session) { _ = st.Bind(s, "ada") })
@@ -125,7 +129,7 @@ func TestLateRemovalSparesTheNewEntry(t *testing.T) {
 			begun, held := make(chan struct{}), make(chan struct{})
 			var once sync.Once
 			late.before = func(cmds []redis.Cmder) error {
-				if changes(cmds, index, id) {
+				if changes(cmds, index, id) || c.looks && cmds[0].Name() == "zscore" {
 					once.Do(func() { close(begun) })
 					<-held
 				}
@@ -359,6 +363,28 @@ func TestPlaceOfASessionThatLeftIsFree(t *testing.T) {
 				if _, err := st.Clear(t.Context()); err != nil {
 					t.Fatal(err)
 				}
+			}
+		}
+	})
+}
+
+// So does a session that another request has bound since this one loaded it.
+func TestPlaceOfASessionThatOthersBoundIsFree(t *testing.T) {
+	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
+		for _, other := range []string{"eve", ""} {
+			st := open(t, rdb, session.Config{MaxPerUser: 1, AtLimit: session.RefuseNew})
+			b := newBrowser()
+			b.edit(t, st, set("x", 1))
+			binds, moves := b.visit(t, st), b.visit(t, st)
+			if err := errors.Join(st.Bind(binds.s, "ada"), st.Save(binds.r, binds.w, binds.s),
+				st.Bind(moves.s, other), st.Save(moves.r, moves.w, moves.s)); err != nil {
+				t.Fatal(err)
+			}
+			if err := newBrowser().try(st, func(s *sessions.Session) { _ = st.Bind(s, "ada") }); err != nil {
+				t.Errorf("moved to %q: the next login = %v", other, err)
+			}
+			if _, err := st.Clear(t.Context()); err != nil {
+				t.Fatal(err)
 			}
 		}
 	})

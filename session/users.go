@@ -85,23 +85,16 @@ func (st *Store) bindArgs(r *http.Request, x *state, args *saveArgs) (user strin
 // although on a cluster no step sees the index and the hash at once. An id that has ended
 // or was superseded never comes back, and a new one is known to nobody else: their entries
 // go whatever they are. Where an id stays and the user changes, the entry for the former
-// user goes if its score is the one that was read before the hash was written, and who has
-// written a hash that had another user enters the session again: so that a removal which
-// belongs to an earlier change finds another score, or comes before the second entering.
+// user is read, then the hash, and if that is not this user's the entry goes, unless its
+// score has changed; and who has written a hash that had another user enters the session
+// again. So a hash that is written before it is read keeps its entry, and one that is written
+// afterwards is followed by an entry which the removal finds changed, or comes before.
 func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldKey string, args *saveArgs, user string) (saveReply, error) {
 	stays := args.mode == modeUpdate && strings.HasPrefix(args.who, ">") // the id, but perhaps not the user
-	score := ""                                                          // of the entry that it leaves
-	if stays && args.was != "" && args.was != user {
-		cmd := redis.NewStringCmd(ctx, "zscore", st.indexKey(args.was), tok.id)
-		if err := st.conn.DoEach(ctx, "index", cmd); err != nil {
-			return saveReply{}, err
-		}
-		score, _ = cmd.Result()
-	}
 	if user == "" {
 		reply, err := st.runSave(ctx, op, tok.key, oldKey, args, nil, nil)
 		if onMaster(err) && reply.status == replyDone {
-			st.leftUser(ctx, tok, old, user, reply.user, args.was, score)
+			st.leftUser(ctx, tok, old, user, reply.user, args.was)
 		}
 		return reply, err
 	}
@@ -163,7 +156,7 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 		room = 0
 		_ = st.write(ctx, "index", newEnter()) // else the first entry is all there is
 	}
-	st.leftUser(ctx, tok, old, user, reply.user, args.was, score)
+	st.leftUser(ctx, tok, old, user, reply.user, args.was)
 	if n, _, _ := entries(enter); n >= healFrom && n&(n-1) == 0 {
 		st.background(func() { _, _ = st.Sessions(ctx, user) }) // which drops what has ended
 	}
@@ -213,27 +206,38 @@ func (st *Store) enter(ctx context.Context, user string, cmd func() *roundtrip.S
 
 // leftUser takes a session out of the index that it is not in under this id or user any
 // more: that of former, the user whose it was by the hash, and of was, by what the request
-// knew, since a save that is repeated finds its own user in the hash. If it stays under its
-// id, it goes by the score that its entry for was had. A failure is left to the next
-// listing.
-func (st *Store) leftUser(ctx context.Context, tok, old token, user, former, was, score string) {
+// knew, since a save that is repeated finds its own user in the hash. A failure is left to
+// the next listing.
+func (st *Store) leftUser(ctx context.Context, tok, old token, user, former, was string) {
 	if old.id == "" {
 		return
 	}
-	if old.id == tok.id {
-		if was != user && score != "" {
-			st.leave(func() { st.leaveEntry(ctx, was, tok.id, score) })
+	if was == former {
+		was = ""
+	}
+	for _, left := range [2]string{former, was} {
+		switch {
+		case left == "":
+		case old.id != tok.id:
+			st.leave(func() { st.leaveIndex(ctx, left, old.id) })
+		case left != user:
+			st.leave(func() { st.leaveMoved(ctx, left, tok) })
 		}
+	}
+}
+
+// leaveMoved removes a session from the index of a user that it was taken from under this
+// id, unless it is back. See runIndexed for the order.
+func (st *Store) leaveMoved(ctx context.Context, user string, tok token) {
+	entry := redis.NewStringCmd(ctx, "zscore", st.indexKey(user), tok.id)
+	holder := redis.NewStringCmd(ctx, "hget", tok.key, fieldUser)
+	if st.conn.DoEach(ctx, "index", entry) != nil || entry.Err() != nil || st.conn.DoEach(ctx, "index", holder) != nil {
 		return
 	}
-	for _, left := range []string{former, was} {
-		if left != "" {
-			st.leave(func() { st.leaveIndex(ctx, left, old.id) })
-		}
-		if was == former {
-			break
-		}
+	if now, err := holder.Result(); err != nil && err != redis.Nil || now == user {
+		return
 	}
+	st.leaveEntry(ctx, user, tok.id, entry.Val())
 }
 
 // leave runs f, which takes something out of an index: at once where a login may be

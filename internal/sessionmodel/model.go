@@ -847,6 +847,7 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 		switch {
 		case renew:
 			may["ErrSessionGone"] = true
+			also["ErrTooManySessions"] = r.conf.Refuse // it looks for room first
 		case something || st.op != opCommit:
 			perhapsOwn = r.raw == ""
 			if perhapsOwn {
@@ -1123,8 +1124,9 @@ func (m *model) save(st *step, o *seen) ([]*model, error) {
 
 	// What the request holds from now on.
 	r.raw, r.id, r.old, r.ended, r.emptied = s.raw, s.id, false, false, false
+	rebinds := r.bind != nil
 	r.bind = nil
-	if own || renew || binds || !r.loaded { // else it does not learn what others have bound
+	if own || renew || rebinds || !r.loaded { // else it does not learn what others have bound
 		r.sawUser = s.user
 	}
 	r.due, r.exp = s.seen, union(s.exp, r.knew(s, own || renew))
