@@ -113,6 +113,9 @@ func (p *player) next(r *rand.Rand, id int) Op {
 			return Op{Kind: "reserve", ID: id, Limiter: o.Limiter, Subject: o.Subject, N: o.N}
 		}
 		o.Kind, o.ID = kind, pick(r, p.openIDs()...)
+		if p.vague(o.ID) { // too many outcomes to follow
+			return Op{Kind: "reset", ID: id, Limiter: o.Limiter, Subject: p.subjectOf(o.ID)}
+		}
 		o.Limiter, o.N = 0, r.Int64N(1+lead.Limit)
 		if r.IntN(3) == 0 {
 			o.N = r.Int64N(4)
@@ -184,6 +187,43 @@ func (p *player) next(r *rand.Rand, id int) Op {
 		o.Kind = "allow"
 	}
 	return o
+}
+
+// subjectOf is that of a reservation.
+func (p *player) subjectOf(id int) int {
+	for _, w := range p.worlds {
+		if r := w.open[id]; r != nil {
+			return r.subject
+		}
+	}
+	return 0
+}
+
+// vague reports whether a reservation may get any part of many units back.
+func (p *player) vague(id int) bool {
+	for _, w := range p.worlds {
+		r := w.open[id]
+		if r == nil {
+			continue
+		}
+		for _, x := range r.policies {
+			rec := w.states[stateKey{r.subject, x.Algo, x.Name}]
+			if rec == nil {
+				continue
+			}
+			switch s := rec.state.(type) {
+			case *fixed:
+				if s.given.vague && of(s.takes, id) > 10 {
+					return true
+				}
+			case *sliding:
+				if s.given.vague && max(of(s.prev, id), of(s.cur, id)) > 10 {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // jump chooses how far the clock goes.
