@@ -18,7 +18,7 @@ import (
 func main() {
 	rdb := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
 	fromDB := func(ctx context.Context, user string) (string, error) { return "London", nil }
-	sessions, err1 := session.New(rdb, session.Config{Cookie: session.Cookie{InsecureHTTP: true}}) // no HTTPS here
+	sessions, err1 := session.New(rdb, session.Config{})
 	limiter, err2 := ratelimit.New(rdb, ratelimit.Config{}, ratelimit.SlidingLog("api", 3, time.Minute))
 	cities, err3 := cacheaside.New(rdb, "city", fromDB, cacheaside.Config{TTL: 5 * time.Minute})
 	if err := errors.Join(err1, err2, err3); err != nil {
@@ -35,7 +35,7 @@ func main() {
 		}
 	})
 	limit := middleware.RateLimit(limiter, middleware.ClientIP(), middleware.RateLimitConfig{})
-	h := middleware.Chain(limit, middleware.Sessions(sessions, "sid", middleware.SessionsConfig{}))(hello) // first is outermost
+	h := middleware.Chain(limit, middleware.Sessions(sessions, session.HostName("sid"), middleware.SessionsConfig{}))(hello) // first is outermost
 	srv := &http.Server{Addr: "localhost:8081", Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
 	log.Fatal(srv.ListenAndServe())
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/cookiejar"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,18 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 )
+
+// localhostJar takes plain HTTP for secure, as browsers and curl do for localhost.
+type localhostJar struct{ http.CookieJar }
+
+func secure(u *url.URL) *url.URL {
+	s := *u
+	s.Scheme = "https"
+	return &s
+}
+
+func (j localhostJar) SetCookies(u *url.URL, c []*http.Cookie) { j.CookieJar.SetCookies(secure(u), c) }
+func (j localhostJar) Cookies(u *url.URL) []*http.Cookie       { return j.CookieJar.Cookies(secure(u)) }
 
 // The program, with only its two addresses changed, answers as the README says.
 func TestTranscript(t *testing.T) {
@@ -78,7 +91,7 @@ func listenAndServe(srv *http.Server) error {
 	}
 
 	jar, _ := cookiejar.New(nil)
-	client := &http.Client{Jar: jar, Timeout: 10 * time.Second}
+	client := &http.Client{Jar: localhostJar{jar}, Timeout: 10 * time.Second}
 	for i, want := range []string{
 		"visit 1 from London, by loader\n",
 		"visit 2 from London, by redis\n", // or by l1, if invalidations were listened to when the first was loaded
