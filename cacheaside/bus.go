@@ -24,7 +24,7 @@ type bus struct {
 	message func(payload string)
 	proved  func(at int64) // by mono: all announced before at was applied
 	lost    func()         // announcements may have been missed
-	failed  func(error)    // no connection could be made; may be nil
+	failed  func(error)    // it could not be subscribed; may be nil
 }
 
 func newBus(rdb redis.UniversalClient, channels []string, maxStaleness time.Duration) *bus {
@@ -74,6 +74,9 @@ func (b *bus) listen(ctx context.Context) (subscribed bool) {
 	for {
 		got, err := ps.Receive(ctx)
 		if err != nil || ctx.Err() != nil {
+			if !subscribed && b.failed != nil && ctx.Err() == nil {
+				b.failed(err) // SUBSCRIBE was refused, for instance
+			}
 			return subscribed
 		}
 		switch m := got.(type) {

@@ -2,6 +2,7 @@ package cacheaside_test
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"testing"
@@ -267,5 +268,51 @@ func TestClone(t *testing.T) {
 	}
 	if v, err := c.Get(t.Context(), "k"); err != nil || v[0] != 1 || !sources[cacheaside.SourceL1] {
 		t.Errorf("Get = %v, %v after a caller changed its copy from l1 (%v); want [1 2 3]", v, err, sources)
+	}
+}
+
+// TestBusRefused: a first level that stays empty as SUBSCRIBE is refused is counted and
+// told of.
+func TestBusRefused(t *testing.T) {
+	s := redistest.Start(t, redistest.Set("user", "app on >secret ~* &* +@all -subscribe"))
+	rdb := s.Client(func(o *redis.Options) { o.Username, o.Password = "app", "secret" })
+	src := &source{rows: map[int]string{1: "ann"}}
+	refused := make(chan error, 100)
+	c := newCache(t, rdb, src.load, cacheaside.Config{Hooks: cacheaside.Hooks{Error: func(op string, err error) {
+		if op == "subscribe" {
+			select {
+			case refused <- err:
+			default:
+			}
+		}
+	}}})
+	mustGet(t, c, 1, "ann")
+	if err := <-refused; !errors.Is(err, cacheaside.ErrRefused) {
+		t.Errorf("Hooks.Error was told %v; want ErrRefused", err)
+	}
+	if n := c.Stats().BusRefused; n == 0 {
+		t.Error("BusRefused = 0; want more")
+	}
+	if got := source1(t, c); got == cacheaside.SourceL1 {
+		t.Error("the first level is used although it hears nothing")
+	}
+}
+
+// around is a client that somebody has put something around.
+type around struct{ redis.UniversalClient }
+
+// shut does not tell what it is around.
+type shut struct{ around }
+
+// TestTrackingWrapped: Tracking looks through a type that embeds the client, and refuses
+// one that it can't look through.
+func TestTrackingWrapped(t *testing.T) {
+	s := redistest.Start(t)
+	src := &source{rows: map[int]string{1: "ann"}}
+	c := newCache(t, around{s.Client()}, src.load, cacheaside.Config{Tracking: true})
+	eventually(t, "value in the first level", inL1(t, c))
+	_, err := cacheaside.New(shut{around{s.Client()}}, "shut", src.load, cacheaside.Config{TTL: time.Minute, Tracking: true})
+	if err == nil || !strings.Contains(err.Error(), "Unwrap") {
+		t.Errorf("New = %v; want an error that says what to do", err)
 	}
 }

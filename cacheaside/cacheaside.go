@@ -98,6 +98,14 @@ func newCache[K comparable, V any](rdb redis.UniversalClient, name string, load 
 	if err != nil {
 		errs = append(errs, err)
 	}
+	if conn != nil && cfg.Tracking && cfg.hasL1() {
+		switch conn.Inner().(type) {
+		case *redis.Client, *redis.ClusterClient:
+		default:
+			errs = append(errs, fmt.Errorf("cacheaside: Tracking needs connections of its own to each master, and a %T does not tell how to make them; "+
+				"pass the go-redis client, or give the type a method Unwrap() redis.UniversalClient", rdb))
+		}
+	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}

@@ -25,6 +25,7 @@ type Stats struct {
 	Queued        uint64 // failed invalidations that wait to be tried again, at present
 	FencesLost    uint64 // see ErrFenceLost
 	BusLost       uint64 // times that the connection for announcements was lost
+	BusRefused    uint64 // times that Redis refused to announce (SUBSCRIBE): the first level stays empty
 	HookPanics    uint64 // panics and Goexits in the app's functions, loaders aside
 	HookDropped   uint64 // events not given to OnInvalidate as it fell behind
 	L1Entries     uint64 // values in this process, at present
@@ -35,7 +36,7 @@ type counters struct {
 
 	stale, negative, misses, loads, loadErrors, fills, refused, refreshes atomic.Uint64
 	unreadable, redisErrors, invalidations, remote, uncacheable           atomic.Uint64
-	fencesLost, busLost, hookPanics, hookDropped                          atomic.Uint64
+	fencesLost, busLost, busRefused, hookPanics, hookDropped              atomic.Uint64
 }
 
 // striped is a counter for the hot path: callers on different processors seldom
@@ -76,6 +77,7 @@ func (c *Cache[K, V]) Stats() Stats {
 		Queued:        uint64(c.pending.count()),
 		FencesLost:    s.fencesLost.Load(),
 		BusLost:       s.busLost.Load(),
+		BusRefused:    s.busRefused.Load(),
 		HookPanics:    s.hookPanics.Load(),
 		HookDropped:   s.hookDropped.Load(),
 		L1Entries:     uint64(c.l1.size()),

@@ -75,7 +75,7 @@ func (c *Cache[K, V]) masters() ([]*redis.Client, error) {
 		all = append(all, m)
 		return nil
 	}
-	switch client := c.conn.Client().(type) {
+	switch client := c.conn.Inner().(type) {
 	case *redis.Client:
 		return []*redis.Client{client}, nil
 	case *redis.ClusterClient:

@@ -1,5 +1,12 @@
 package cacheaside
 
+import (
+	"errors"
+	"io"
+
+	"github.com/redis/go-redis/v9"
+)
+
 // Invalidations are announced whether or not this process has a first level,
 // since another may have one.
 
@@ -65,6 +72,7 @@ func (c *Cache[K, V]) startBus() {
 		c.bus.message = c.receive
 		c.bus.proved = c.proved
 		c.bus.lost = c.lost
+		c.bus.failed = c.refused
 		c.spawn(func() { c.bus.run(c.closing) })
 	}
 	if c.cfg.OnInvalidate != nil {
@@ -94,4 +102,14 @@ func (c *Cache[K, V]) lost() {
 	}
 	c.stats.busLost.Add(1)
 	c.emit(Invalidation{Kind: KindBusLost, Cause: CauseBus, Remote: true})
+}
+
+// refused counts a SUBSCRIBE that Redis has answered with an error, and reports it. Other
+// failures are of a Redis that is away, and shown by what else fails.
+func (c *Cache[K, V]) refused(err error) {
+	if reply := redis.Error(nil); !errors.As(err, &reply) || errors.Is(err, io.EOF) {
+		return
+	}
+	c.stats.busRefused.Add(1)
+	c.report("subscribe", c.conn.Classify("subscribe", err))
 }

@@ -41,7 +41,7 @@ var uses = []struct {
 	{"ratelimit", "~redporch:limit:*", useLimits},
 	{"cacheaside", "~redporch:cache:* &redporch:cache:*", func(rdb redis.UniversalClient) error { return useCache(rdb, false) }},
 	{"cacheaside with Tracking", "~redporch:cache:* &redporch:cache:*", func(rdb redis.UniversalClient) error { return useCache(rdb, true) }},
-	{"middleware.Check", "", func(rdb redis.UniversalClient) error {
+	{"middleware.Check", "~redporch:check:* &redporch:check:*", func(rdb redis.UniversalClient) error {
 		_, err := middleware.Check(context.Background(), rdb, middleware.CheckConfig{})
 		return err
 	}},

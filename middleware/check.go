@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/roundtrip"
 )
 
 // CheckConfig tells Check what the Redis is for. The zero value means everything.
@@ -23,6 +25,10 @@ type CheckConfig struct {
 	// NoCache says that cacheaside does not use it, so that memory grows with
 	// sessions and limits alone.
 	NoCache bool
+
+	// RoutingProxy says that RoutingProxy is set in the Configs of ratelimit and session,
+	// so that a proxy that asks for it is no finding.
+	RoutingProxy bool
 
 	// MaxSkew is how far this machine's clock may be from Redis'. Zero means one
 	// second.
@@ -42,8 +48,10 @@ type Finding struct {
 }
 
 // Check looks at how Redis and the client are configured, logs what is wrong, each
-// code once, and returns it. Call it when a program starts; it needs the commands
-// INFO and TIME, and CONFIG GET where that is allowed.
+// code once, and returns it. Call it when a program starts, with the client that the
+// stores, limiters and caches have; it needs the commands INFO and TIME, and for what it
+// writes under redporch:check:, for some seconds, EVAL, GET, SET and SUBSCRIBE. Where
+// these or CONFIG GET are not permitted, their questions stay open.
 //
 // A non-nil error means that Redis could not be asked, and is no reason not to
 // start: sessions, limits and caches work as soon as it is back.
@@ -101,7 +109,7 @@ func (c *checker) found(code Code, format string, args ...any) {
 }
 
 func (c *checker) client(rdb redis.UniversalClient) {
-	cluster, ok := rdb.(*redis.ClusterClient)
+	cluster, ok := roundtrip.Unwrap(rdb).(*redis.ClusterClient)
 	if !ok || cluster == nil {
 		return
 	}
@@ -112,21 +120,42 @@ func (c *checker) client(rdb redis.UniversalClient) {
 }
 
 func (c *checker) servers(ctx context.Context, rdb redis.UniversalClient) error {
-	if cluster, ok := rdb.(*redis.ClusterClient); ok {
-		return cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error { return c.server(ctx, master) })
+	if cluster, ok := roundtrip.Unwrap(rdb).(*redis.ClusterClient); ok {
+		err := cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error { return c.server(ctx, master, false) })
+		if err == nil {
+			c.subscribe(ctx, rdb)
+		}
+		return err
 	}
-	return c.server(ctx, rdb)
+	if err := c.server(ctx, rdb, true); err != nil {
+		return err
+	}
+	c.route(ctx, rdb)
+	c.subscribe(ctx, rdb)
+	return nil
 }
 
-func (c *checker) server(ctx context.Context, rdb redis.Cmdable) error {
-	if err := c.clock(ctx, rdb); err != nil {
+// server looks at one server. plain says that its client knows no cluster.
+func (c *checker) server(ctx context.Context, rdb redis.Cmdable, plain bool) error {
+	if err := c.clock(ctx, rdb); err != nil && !c.proxy("TIME", err) {
 		return err
 	}
 	text, err := rdb.Info(ctx).Result()
 	if err != nil {
+		if c.proxy("INFO", err) {
+			return nil
+		}
 		return err
 	}
 	info := parseInfo(text)
+	if plain && info["cluster_enabled"] == "1" {
+		c.found(WarnClusterPlainClient, "Redis is a node of a cluster, and the client is none for clusters: it follows no failover and no slot that moves, "+
+			"and commands whose keys are elsewhere fail; use redis.NewClusterClient (or redis.UniversalOptions.IsClusterMode)")
+	}
+	if info["role"] == "slave" {
+		c.found(WarnReplica, "Redis is a replica: it refuses writes, and does not know yet what was just signed out, taken or invalidated; "+
+			"use the master's address, and not FailoverOptions.ReplicaOnly")
+	}
 	c.version(info["redis_version"])
 	c.memory(info)
 	if !c.cfg.OnlyCache && info["aof_enabled"] == "0" && info["role"] == "master" {

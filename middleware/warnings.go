@@ -39,6 +39,11 @@ const (
 	WarnRedisTooOld             Code = "redis-too-old"
 	WarnClusterSlowReload       Code = "cluster-slow-reload"
 	WarnNotPersistent           Code = "redis-not-persistent"
+	WarnClusterPlainClient      Code = "cluster-plain-client"
+	WarnRoutingProxy            Code = "routing-proxy"
+	WarnRedisProxy              Code = "redis-proxy"
+	WarnReplica                 Code = "redis-replica"
+	WarnSubscribeRefused        Code = "subscribe-refused"
 	WarnUnknownReply            Code = "unknown-error-reply"
 )
 

@@ -65,6 +65,12 @@ type Config struct {
 	// NoCoalesce sends every call alone, in a script run of its own.
 	NoCoalesce bool
 
+	// RoutingProxy says that Redis is reached through a proxy that sends each command to
+	// the server that its first key belongs to, such as Envoy or twemproxy. Then no script
+	// has keys of different hash tags. The proxy must go by hash tags (Envoy:
+	// enable_hashtagging; twemproxy: hash_tag "{}"). middleware.Check finds such a proxy.
+	RoutingProxy bool
+
 	// RefundAbandoned gives back the units of a call whose context ended while it
 	// was under way and which turned out to be admitted. Otherwise they stay
 	// taken.

@@ -107,7 +107,8 @@ func (c *core) send(ctx context.Context, f *flight) {
 // script run. It may change their order.
 func (c *core) parts(f *flight, subjects []*subject) (parts [][]*subject) {
 	// A client that is no ClusterClient has one lane. Where its server has told that keys
-	// of different slots can't meet, each slot has runs of its own.
+	// of different slots can't meet, each slot has runs of its own, and behind a proxy that
+	// knows no slots each key.
 	slotted := c.lanes.one != nil && c.conn.IsCluster()
 	if slotted {
 		slices.SortStableFunc(subjects, func(a, b *subject) int {
@@ -116,7 +117,7 @@ func (c *core) parts(f *flight, subjects []*subject) (parts [][]*subject) {
 	}
 	for i := 0; i < len(subjects); {
 		first, j := subjects[i], i+1
-		for j < len(subjects) && j-i < maxSubjects && subjects[j].set == first.set && (!slotted || f.of(subjects[j]).slot() == f.of(first).slot()) {
+		for j < len(subjects) && j-i < maxSubjects && subjects[j].set == first.set && (!slotted || !c.cfg.RoutingProxy && f.of(subjects[j]).slot() == f.of(first).slot()) {
 			j++
 		}
 		parts = append(parts, subjects[i:j])

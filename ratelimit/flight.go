@@ -42,7 +42,7 @@ type lanes struct {
 }
 
 func (c *core) newLanes() {
-	if c.conn.IsCluster() {
+	if c.conn.IsCluster() && !c.cfg.RoutingProxy {
 		c.lanes.bySlot = new([16384]atomic.Pointer[lane])
 	} else {
 		c.lanes.one = c.newLane()

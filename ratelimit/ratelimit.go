@@ -69,7 +69,7 @@ type policySet struct {
 // limiter's calls. The error lists everything that is wrong.
 func New(rdb redis.UniversalClient, cfg Config, policies ...Policy) (*Limiter, error) {
 	errs := cfg.check()
-	conn, err := roundtrip.New(rdb, roundtrip.Config{Name: "ratelimit", Timeout: max(cfg.Timeout, 0), NoCoalesce: cfg.NoCoalesce})
+	conn, err := roundtrip.New(rdb, roundtrip.Config{Name: "ratelimit", Timeout: max(cfg.Timeout, 0), NoCoalesce: cfg.NoCoalesce, RoutingProxy: cfg.RoutingProxy})
 	if err != nil {
 		errs = append(errs, fmt.Errorf("ratelimit: %w", err))
 	}

@@ -154,6 +154,12 @@ type Config struct {
 	// be used with Redisstore. The Redis user needs +wait.
 	Replicas int
 
+	// RoutingProxy says that Redis is reached through a proxy that sends each command to
+	// the server that its first key belongs to, such as Envoy or twemproxy. Then no script
+	// has keys of different hash tags. The proxy must go by hash tags (Envoy:
+	// enable_hashtagging; twemproxy: hash_tag "{}"). middleware.Check finds such a proxy.
+	RoutingProxy bool
+
 	// Timeout bounds each exchange with Redis. Zero means 250 ms.
 	Timeout time.Duration
 
@@ -238,7 +244,7 @@ func (c *Config) check(rdb redis.UniversalClient) (*roundtrip.Conn, error) {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("session: "+format, args...)) }
 
 	conn, err := roundtrip.New(rdb, roundtrip.Config{
-		Name: "session", Timeout: c.Timeout, NoCoalesce: c.NoCoalesce, OnCall: onCall(c.Hooks.Call),
+		Name: "session", Timeout: c.Timeout, NoCoalesce: c.NoCoalesce, RoutingProxy: c.RoutingProxy, OnCall: onCall(c.Hooks.Call),
 	})
 	if err != nil {
 		bad("%w", err)

@@ -18,7 +18,8 @@ import (
 // in flight.
 type engine struct {
 	rdb      redis.UniversalClient // as given
-	cluster  *redis.ClusterClient  // nil unless rdb is one
+	inner    redis.UniversalClient // what rdb comes down to, see Unwrap
+	cluster  *redis.ClusterClient  // nil unless inner is one
 	bounded  bool                  // our calls' sockets obey context deadlines
 	slotted  atomic.Bool           // keys of different slots can't meet, as a CROSSSLOT has told
 	yields   bool                  // the core when a flight has been sent, see yield.go
@@ -56,7 +57,7 @@ func (e *engine) newPair() *lanePair {
 }
 
 func check(rdb redis.UniversalClient) error {
-	switch c := rdb.(type) {
+	switch c := Unwrap(rdb).(type) {
 	case nil:
 		return errors.New("client is nil; pass a *redis.Client or *redis.ClusterClient")
 	case *redis.Client:
@@ -124,16 +125,19 @@ func engineFor(rdb redis.UniversalClient) *engine {
 }
 
 func newEngine(rdb redis.UniversalClient) *engine {
-	e := &engine{rdb: rdb}
-	switch c := rdb.(type) {
+	e := &engine{rdb: rdb, inner: Unwrap(rdb)}
+	switch c := e.inner.(type) {
 	case *redis.Client:
+		if rdb != e.inner {
+			break // whether the calls come there as they are is not known
+		}
 		e.bounded = true
 		e.yields = canYield && isLocal(c.Options())
 		c.AddHook(newView(c, e))
 	case *redis.ClusterClient:
 		e.cluster = c
 		o := c.Options()
-		e.bounded = o.ContextTimeoutEnabled
+		e.bounded = o.ContextTimeoutEnabled && rdb == e.inner
 		// The hook keeps the engine alive, as a view does.
 		c.OnNewNode(func(node *redis.Client) { node.AddHook(clusterNode{eng: e}) })
 		if o.ClusterStateReloadInterval > 5*time.Second || o.ClusterStateReloadInterval == 0 {

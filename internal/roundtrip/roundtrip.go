@@ -32,6 +32,11 @@ type Config struct {
 	// NoBreaker lets every call try, even after repeated failures.
 	NoBreaker bool
 
+	// RoutingProxy says that a proxy sends each command to the server that its first key
+	// belongs to, so that keys meet in a script only if they have the same hash tag. It
+	// holds for all Conns of the client.
+	RoutingProxy bool
+
 	// OnCall, when set, is told of each finished call, on the caller's goroutine.
 	// It must be safe for concurrent use.
 	OnCall func(Event)
@@ -69,6 +74,9 @@ func New(rdb redis.UniversalClient, cfg Config) (*Conn, error) {
 		return nil, errors.Join(errs...)
 	}
 	c := &Conn{cfg: cfg, eng: engineFor(rdb)}
+	if cfg.RoutingProxy {
+		c.eng.slotted.Store(true)
+	}
 	for t := int64(cfg.Timeout); ; {
 		longest := c.eng.longest.Load()
 		if t <= longest || c.eng.longest.CompareAndSwap(longest, t) {
@@ -80,10 +88,17 @@ func New(rdb redis.UniversalClient, cfg Config) (*Conn, error) {
 // Client returns the client the Conn was made from.
 func (c *Conn) Client() redis.UniversalClient { return c.eng.rdb }
 
+// Inner returns the go-redis client that Client passes its calls on to, as far as that can
+// be seen: a type of somebody's own is seen through if it embeds it, or has a method
+// Unwrap() redis.UniversalClient.
+func (c *Conn) Inner() redis.UniversalClient { return c.eng.inner }
+
 // IsCluster reports whether keys of different hash slots can't meet in a script: the
-// client is a *redis.ClusterClient, or the server has answered CROSSSLOT to another one.
-// So it may become true while the Conn is in use.
-func (c *Conn) IsCluster() bool { return c.eng.cluster != nil || c.eng.slotted.Load() }
+// client comes down to a *redis.ClusterClient, the server has answered CROSSSLOT to another
+// one, or Config.RoutingProxy says so. So it may become true while the Conn is in use.
+func (c *Conn) IsCluster() bool {
+	return c.eng.cluster != nil || c.eng.slotted.Load()
+}
 
 // Available reports whether the breaker lets calls for key pass: false means
 // that Redis failed several times in a row and no probe has succeeded since.
