@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
@@ -23,13 +24,15 @@ func visits(store sessions.Store) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s, err := store.Get(r, "sid")
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			log.Print(err)
+			http.Error(w, "try again later", http.StatusInternalServerError)
 			return
 		}
 		n, _ := s.Values["visits"].(int)
 		s.Values["visits"] = n + 1
 		if err := s.Save(r, w); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			log.Print(err)
+			http.Error(w, "try again later", http.StatusInternalServerError)
 			return
 		}
 		fmt.Fprint(w, n+1)

@@ -47,7 +47,8 @@ func routes(store sessions.Store) http.Handler {
 	r.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s, err := store.Get(r, "shop")
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			log.Print(err)
+			http.Error(w, "try again later", http.StatusInternalServerError)
 			return
 		}
 		user, _ := s.Values["user"].(string)
@@ -55,7 +56,8 @@ func routes(store sessions.Store) http.Handler {
 		s.Values["visits"] = visits + 1
 		flashes := s.Flashes()
 		if err := s.Save(r, w); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			log.Print(err)
+			http.Error(w, "try again later", http.StatusInternalServerError)
 			return
 		}
 		fmt.Fprintf(w, "user=%s visits=%d flashes=%v\n", user, visits+1, flashes)
@@ -66,7 +68,8 @@ func routes(store sessions.Store) http.Handler {
 		s.Values["user"] = mux.Vars(r)["user"]
 		s.AddFlash("welcome")
 		if err := s.Save(r, w); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			log.Print(err)
+			http.Error(w, "try again later", http.StatusInternalServerError)
 			return
 		}
 		http.Redirect(w, r, "/", http.StatusSeeOther)
@@ -76,7 +79,8 @@ func routes(store sessions.Store) http.Handler {
 		s, _ := store.Get(r, "shop")
 		s.Options.MaxAge = -1
 		if err := s.Save(r, w); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			log.Print(err)
+			http.Error(w, "try again later", http.StatusInternalServerError)
 			return
 		}
 		http.Redirect(w, r, "/", http.StatusSeeOther)
