@@ -13,7 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/redporch/redporch/internal/roundtrip"
+	"github.com/redporch/redporch/internal/wrapped"
 )
 
 // CheckConfig tells Check what the Redis is for. The zero value means everything.
@@ -109,7 +109,7 @@ func (c *checker) found(code Code, format string, args ...any) {
 }
 
 func (c *checker) client(rdb redis.UniversalClient) {
-	cluster, ok := roundtrip.Unwrap(rdb).(*redis.ClusterClient)
+	cluster, ok := wrapped.Client(rdb).(*redis.ClusterClient)
 	if !ok || cluster == nil {
 		return
 	}
@@ -120,7 +120,7 @@ func (c *checker) client(rdb redis.UniversalClient) {
 }
 
 func (c *checker) servers(ctx context.Context, rdb redis.UniversalClient) error {
-	if cluster, ok := roundtrip.Unwrap(rdb).(*redis.ClusterClient); ok {
+	if cluster, ok := wrapped.Client(rdb).(*redis.ClusterClient); ok {
 		err := cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error { return c.server(ctx, master, false) })
 		if err == nil {
 			c.subscribe(ctx, rdb)

@@ -11,7 +11,8 @@ import (
 // mayImport says which packages of this module each may import. A package's
 // tests may import the same, and testPackages.
 var mayImport = map[string][]string{
-	"internal/roundtrip":    nil,
+	"internal/wrapped":      nil,
+	"internal/roundtrip":    {"internal/wrapped"},
 	"internal/redistest":    nil,
 	"internal/gobwalk":      nil,
 	"internal/conventions":  nil,
@@ -20,7 +21,7 @@ var mayImport = map[string][]string{
 	"session":               {"internal/roundtrip", "internal/gobwalk"},
 	"ratelimit":             {"internal/roundtrip"},
 	"cacheaside":            {"internal/roundtrip", "internal/gobwalk"},
-	"middleware":            {"session", "ratelimit", "cacheaside"},
+	"middleware":            {"session", "ratelimit", "cacheaside", "internal/wrapped"},
 	"docs":                  {"middleware", "ratelimit"},                          // tests of the pages; the figures
 	"examples":              {"session", "ratelimit", "cacheaside", "middleware"}, // what a user may import
 }

@@ -12,13 +12,15 @@ import (
 	"weak"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/redporch/redporch/internal/wrapped"
 )
 
 // engine is what all Conns over one client share: lanes, and the count of calls
 // in flight.
 type engine struct {
 	rdb      redis.UniversalClient // as given
-	inner    redis.UniversalClient // what rdb comes down to, see Unwrap
+	inner    redis.UniversalClient // what rdb comes down to
 	cluster  *redis.ClusterClient  // nil unless inner is one
 	bounded  bool                  // our calls' sockets obey context deadlines
 	slotted  atomic.Bool           // keys of different slots can't meet, as a CROSSSLOT has told
@@ -57,7 +59,7 @@ func (e *engine) newPair() *lanePair {
 }
 
 func check(rdb redis.UniversalClient) error {
-	switch c := Unwrap(rdb).(type) {
+	switch c := wrapped.Client(rdb).(type) {
 	case nil:
 		return errors.New("client is nil; pass a *redis.Client or *redis.ClusterClient")
 	case *redis.Client:
@@ -125,7 +127,7 @@ func engineFor(rdb redis.UniversalClient) *engine {
 }
 
 func newEngine(rdb redis.UniversalClient) *engine {
-	e := &engine{rdb: rdb, inner: Unwrap(rdb)}
+	e := &engine{rdb: rdb, inner: wrapped.Client(rdb)}
 	switch c := e.inner.(type) {
 	case *redis.Client:
 		if rdb != e.inner {

@@ -1,4 +1,5 @@
-package roundtrip
+// Package wrapped looks into clients that somebody has put a type of his own around.
+package wrapped
 
 import (
 	"reflect"
@@ -6,16 +7,16 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// maxWraps bounds the clients in one another that Unwrap goes through.
+// maxWraps bounds the clients in one another that Client goes through.
 const maxWraps = 16
 
-// Unwrap returns the go-redis client that a type of somebody's own passes its calls on
+// Client returns the go-redis client that a type of somebody's own passes its calls on
 // to, as far as that can be seen: its method Unwrap says so, or it embeds the client.
 // Calls still go through rdb. What is found tells the topology: keys of different slots
 // can't meet on a cluster, whatever is around its client.
-func Unwrap(rdb redis.UniversalClient) redis.UniversalClient {
+func Client(rdb redis.UniversalClient) redis.UniversalClient {
 	for range maxWraps {
-		inner := unwrapOnce(rdb)
+		inner := inside(rdb)
 		if inner == nil {
 			break
 		}
@@ -24,7 +25,7 @@ func Unwrap(rdb redis.UniversalClient) redis.UniversalClient {
 	return rdb
 }
 
-func unwrapOnce(rdb redis.UniversalClient) redis.UniversalClient {
+func inside(rdb redis.UniversalClient) redis.UniversalClient {
 	switch c := rdb.(type) {
 	case nil, *redis.Client, *redis.ClusterClient, *redis.Ring, *redis.AutoPipeliner:
 		return nil
