@@ -32,7 +32,7 @@ func (st *Store) Preload(r *http.Request, name string) *Loading {
 		return nil
 	}
 	var l *Loading
-	refused, several := uint64(0), false
+	refused, several, seen := uint64(0), false, 0
 	cookieValues(r.Header, name, func(value string) bool {
 		tok, ok := st.parseToken(name, value)
 		if !ok {
@@ -41,7 +41,8 @@ func (st *Store) Preload(r *http.Request, name string) *Loading {
 		}
 		if l != nil {
 			several = several || tok.key != l.tok.key
-			return !several
+			seen++
+			return !several && seen < maxCandidates
 		}
 		l = &Loading{st: st, r: r, name: name, tok: tok, others: st.cfg.Legacy != nil}
 		return true

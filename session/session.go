@@ -124,17 +124,21 @@ func (st *Store) find(r *http.Request, s *sessions.Session, x *state) error {
 	ctx := r.Context()
 	var first token
 	var others []token
+	seen := 0 // cookies that this store can have sent, of the same value too
 	cookieValues(r.Header, x.name, func(value string) bool {
 		tok, ok := st.parseToken(x.name, value)
-		switch {
-		case !ok:
+		if !ok {
 			st.n.refused.Add(1)
+			return true
+		}
+		switch {
 		case first.key == "":
 			first = tok
 		case tok.key != first.key && !slices.ContainsFunc(others, func(t token) bool { return t.key == tok.key }):
 			others = append(others, tok)
 		}
-		return len(others) < maxCandidates-1
+		seen++
+		return seen < maxCandidates
 	})
 	if others != nil {
 		if first = st.choose(r, x.name, append(others, first)); first.key == "" {
