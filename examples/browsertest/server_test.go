@@ -3,10 +3,13 @@ package browsertest
 import (
 	"bufio"
 	"bytes"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -15,7 +18,13 @@ import (
 	"github.com/redporch/redporch/internal/redistest"
 )
 
-func TestMain(m *testing.M) { redistest.Main(m) }
+func TestMain(m *testing.M) {
+	// Browsers compute more than they wait; -parallel says otherwise.
+	if err := flag.Set("test.parallel", strconv.Itoa(runtime.GOMAXPROCS(0))); err != nil {
+		panic(err)
+	}
+	redistest.Main(m)
+}
 
 var build = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "browsertest")
