@@ -62,7 +62,7 @@ func TestCheckReplica(t *testing.T) {
 	t.Parallel()
 	master := redistest.Start(t, redistest.TCP())
 	replica := redistest.Start(t)
-	if err := replica.Client().SlaveOf(t.Context(), "127.0.0.1", strconv.Itoa(master.Port())).Err(); err != nil {
+	if err := replica.Client().ReplicaOf(t.Context(), "127.0.0.1", strconv.Itoa(master.Port())).Err(); err != nil {
 		t.Fatal(err)
 	}
 	if found := codes(t, replica.Client(), middleware.CheckConfig{}); !slices.Contains(found, middleware.WarnReplica) {
