@@ -196,7 +196,7 @@ func (c *Collector) observe(h prometheus.Observer, ev middleware.Event) {
 func fits(labels prometheus.Labels) bool {
 	n := 0
 	for name, value := range labels {
-		if !model.LabelName(name).IsValidLegacy() || !utf8.ValidString(value) {
+		if !model.LegacyValidation.IsValidLabelName(name) || !utf8.ValidString(value) {
 			return false
 		}
 		n += utf8.RuneCountInString(name) + utf8.RuneCountInString(value)
