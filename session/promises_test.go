@@ -314,7 +314,7 @@ func TestCookieBesideADeletionElsewhere(t *testing.T) {
 			}
 		}
 	})
-	if lines := h["Set-Cookie"]; len(lines) != 3 || strings.Contains(strings.Join(lines, "\n"), "s=x") {
+	if lines := h["Set-Cookie"]; len(lines) != 3 || strings.Contains(strings.Join(lines, "\n"), "s=x;") {
 		t.Errorf("Set-Cookie:\n%s\nwant the two deletions and the session's", strings.Join(lines, "\n"))
 	}
 }

@@ -42,8 +42,10 @@ const (
 	// Nobody closes one sooner.
 	idleLook = 200 * time.Millisecond
 	// readGrace is how long a read goes on after its deadline. What has come is there at
-	// once.
+	// once, but a busy machine may take longer to run the reader: see readCome.
 	readGrace = time.Millisecond
+	// readGraceMost is how long readCome tries at most where bytes are there.
+	readGraceMost = 512 * time.Millisecond
 )
 
 // unsent is the error of what was certainly not sent.
@@ -170,14 +172,36 @@ func (w *wire) readFailed(b []byte, err error) (int, error) {
 		}
 		return 0, unsent{err}
 	}
-	if !isTimeout(err) || w.Conn.SetReadDeadline(time.Now().Add(readGrace)) != nil {
+	if !isTimeout(err) {
 		return 0, err
 	}
-	n, again := w.Conn.Read(b)
-	if n > 0 || again != nil && !isTimeout(again) {
+	if n, again := w.readCome(b); n > 0 || !isTimeout(again) {
 		return n, again
 	}
 	return 0, err
+}
+
+// readCome reads what has already come, and fails with a timeout if nothing has. The
+// deadline that this takes may be over before this goroutine gets to read; so as long as
+// bytes lie on the socket that nobody has taken, it reads again, with more time.
+func (w *wire) readCome(b []byte) (n int, err error) {
+	for grace := readGrace; ; grace *= 2 {
+		if err := w.Conn.SetReadDeadline(time.Now().Add(grace)); err != nil {
+			return 0, err
+		}
+		if n, err = w.Conn.Read(b); n > 0 || err == nil || !isTimeout(err) {
+			return n, err
+		}
+		if w.sys == nil || !canPeek || grace >= readGraceMost {
+			return 0, err
+		}
+		switch there, closed := peek(w.sys); {
+		case closed:
+			return 0, io.EOF
+		case !there:
+			return 0, err
+		}
+	}
 }
 
 func isTimeout(err error) bool {
@@ -197,11 +221,11 @@ func (w *wire) gone() bool {
 	}
 	// There are bytes, or nobody knows. They may be those that close the connection, or a
 	// message that nobody asked for.
-	if w.reading.Load() > 0 || w.Conn.SetReadDeadline(time.Now().Add(readGrace)) != nil {
+	if w.reading.Load() > 0 {
 		return false
 	}
 	buf := make([]byte, 512)
-	n, err := w.Conn.Read(buf)
+	n, err := w.readCome(buf)
 	if n > 0 {
 		buf = buf[:n]
 		w.early.Store(&buf)

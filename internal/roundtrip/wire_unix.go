@@ -4,10 +4,12 @@ package roundtrip
 
 import "syscall"
 
+const canPeek = true
+
 // peek reports whether bytes are there to be read, and whether the other side has closed
-// the socket behind them.
+// the socket behind them. It does so also after the connection's read deadline.
 func peek(sys syscall.RawConn) (there, closed bool) {
-	err := sys.Read(func(fd uintptr) bool {
+	err := sys.Control(func(fd uintptr) {
 		var buf [1]byte
 		switch n, _, err := syscall.Recvfrom(int(fd), buf[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT); {
 		case n > 0:
@@ -17,7 +19,6 @@ func peek(sys syscall.RawConn) (there, closed bool) {
 		case err != syscall.EAGAIN && err != syscall.EINTR:
 			closed = true
 		}
-		return true
 	})
 	return there, closed || err != nil
 }
