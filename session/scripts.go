@@ -114,10 +114,10 @@ func saveCmd(ctx context.Context, key, old string, a *saveArgs) *roundtrip.Scrip
 		args = append(args, a.maxAge)
 	}
 	args = append(args, raise, a.who, len(a.set), len(a.expect), len(a.reseal))
-	if a.checkBond {
-		args = append(args, &a.bondWas, &a.bond)
+	if a.checkBond { // no pointers into a, which would escape, also from runChange's callers
+		args = append(args, a.bondWas, a.bond)
 	} else {
-		args = append(args, "*", &a.bond)
+		args = append(args, "*", a.bond)
 	}
 	args = appendFields(args, a.set)
 	args = appendFields(args, a.expect)

@@ -108,9 +108,10 @@ func (st *Store) runIndexed(ctx context.Context, op string, tok, old token, oldK
 	if refuse {
 		room = limit
 	}
+	life := args.life.Milliseconds() // args itself would escape, also from a save without a user
 	var enter *roundtrip.ScriptCmd
 	newEnter := func() *roundtrip.ScriptCmd {
-		enter = indexScript.Cmd(ctx, []string{index}, tok.id, args.life.Milliseconds(), room, old.id)
+		enter = indexScript.Cmd(ctx, []string{index}, tok.id, life, room, old.id)
 		return enter
 	}
 	var count *redis.IntCmd
