@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"time"
 )
 
@@ -143,11 +144,37 @@ func appendValue(b []byte, v any, depth int) ([]byte, error) {
 		}
 		return b, nil
 	}
+	if e, ok := pointee(v); ok {
+		return appendValue(b, e, depth+1)
+	}
 	g, err := gobEncode(v)
 	if err != nil {
 		return b, err
 	}
 	return append(binary.AppendUvarint(append(b, kindGob), uint64(len(g))+1), g...), nil
+}
+
+// pointee returns what a pointer leads to if that has an encoding of its own, as which it
+// comes back: gob would send it under the same name, in other bytes, and the value that
+// was loaded would be taken for changed.
+func pointee(v any) (any, bool) {
+	e := reflect.ValueOf(v)
+	for range maxDepth {
+		if e.Kind() != reflect.Pointer || e.IsNil() {
+			break
+		}
+		e = e.Elem()
+	}
+	switch e.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		return nil, false
+	}
+	switch v := e.Interface().(type) {
+	case bool, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32, float64,
+		string, []byte, time.Time, time.Duration, []string, map[string]string, map[string]any, []any:
+		return v, true
+	}
+	return nil, false
 }
 
 func appendString(b []byte, s string) []byte {

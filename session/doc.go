@@ -90,8 +90,9 @@
 // their own are nil, bool, all integers and floats, string, []byte, time.Time,
 // time.Duration, []string, map[string]string, and map[string]any and []any of all
 // these; other types go through gob and have to be registered with gob.Register.
-// They come back as the type they were, but for pointers to a type that was registered
-// as a value: those come back as the value, as with gob. A time keeps its instant to the nanosecond
+// They come back as the type they were, but for pointers to a type that has an encoding
+// of its own or was registered as a value: those come back as the value, as with gob. A
+// time keeps its instant to the nanosecond
 // and the offset and abbreviation of its zone: UTC comes back as time.UTC, the
 // server's own zone as time.Local, others as a fixed zone. The monotonic reading
 // is dropped.

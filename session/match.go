@@ -20,6 +20,7 @@ func (r *reader) match(v any, depth int) bool {
 	if depth > maxDepth {
 		return false
 	}
+	start := r.rest
 	kind := r.byte()
 	switch v := v.(type) {
 	case nil:
@@ -108,7 +109,12 @@ func (r *reader) match(v any, depth int) bool {
 		return true
 	}
 	if kind != kindGob {
-		return false
+		e, ok := pointee(v)
+		if !ok {
+			return false
+		}
+		r.rest = start
+		return r.match(e, depth+1)
 	}
 	s, _ := r.string()
 	if r.bad {

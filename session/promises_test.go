@@ -338,6 +338,9 @@ func TestPointerToAValue(t *testing.T) {
 		if got := b.values(t, st)["n"]; got != 6 {
 			t.Errorf("n = %T %v; want the int 6", got, got)
 		}
+		if v := b.visit(t, st); st.Changed(v.s) {
+			t.Error("the value that was loaded is written again")
+		}
 	})
 }
 
