@@ -341,3 +341,19 @@ func TestClockBehind(t *testing.T) {
 		t.Errorf("TTL %v 20 s after the write; want about 40 s", ttl)
 	}
 }
+
+// A value that is set before anything was asked of Redis gets its age by the clock of
+// Redis too.
+func TestFirstSetByTheServersClock(t *testing.T) {
+	for _, ahead := range []time.Duration{9 * time.Hour, -9 * time.Hour} {
+		m, rdb := redistest.Mini(t)
+		m.SetTime(time.Now().Add(ahead))
+		c := newCache(t, rdb, func(context.Context, string) (string, error) { return "loaded", nil },
+			cacheaside.Config{TTL: time.Hour, L1Entries: -1, StaleWhileRevalidate: 24 * time.Hour})
+		must(t, c.Set(t.Context(), "k", "set"))
+		e, err := c.GetEntry(t.Context(), "k")
+		if err != nil || e.Source != cacheaside.SourceRedis || e.Value != "set" || e.Age > time.Minute || e.TTL < time.Minute {
+			t.Errorf("Redis %v ahead: %+v, %v; want what was just set, fresh", ahead, e, err)
+		}
+	}
+}

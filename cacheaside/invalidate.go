@@ -312,6 +312,7 @@ func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
 			return errors.Join(err, c.send(ctx, []ref[K]{r}, nil, CauseSet))
 		}
 	}
+	c.conn.LearnServerTime(ctx, "set", r.entry)
 	e.written = c.now(r.entry)
 	e.fresh = max(c.jitter(c.lifetime(value)).Milliseconds(), 1)
 	blob := appendEntry(nil, r.entry, e)

@@ -1,6 +1,9 @@
 package session_test
 
 import (
+	"math"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,5 +54,46 @@ func TestClocksApart(t *testing.T) {
 		if n := st.Stats().Touched - touched; n != 0 {
 			t.Errorf("clock of Redis %v: %d of 3 loads prolonged a session that is fresh", off, n)
 		}
+	}
+}
+
+// The times of Info are this host's, whatever the clock of Redis says.
+func TestInfoByTheHostsClock(t *testing.T) {
+	for _, ahead := range []time.Duration{9 * time.Hour, -9 * time.Hour} {
+		m, rdb := redistest.Mini(t)
+		m.SetTime(time.Now().Add(ahead))
+		st := open(t, rdb, session.Config{})
+		if _, err := login(t, newBrowser(), st, "ada"); err != nil {
+			t.Fatal(err)
+		}
+		list, err := st.Sessions(t.Context(), "ada")
+		if err != nil || len(list) != 1 {
+			t.Fatalf("Sessions = %+v, %v; want one", list, err)
+		}
+		now, i := time.Now(), list[0]
+		if now.Sub(i.Created).Abs() > time.Minute || now.Sub(i.LastSeen).Abs() > time.Minute || !about(i.Expires.Sub(now), session.DefaultIdleTimeout) {
+			t.Errorf("Redis %v ahead: %+v; want times about %v", ahead, i, now)
+		}
+	}
+}
+
+// A new session's cookie lives no longer than the session, although the clock of Redis is
+// a little further than this process knows.
+func TestNewCookieNoLongerThanTheSession(t *testing.T) {
+	m, rdb := redistest.Mini(t)
+	now := time.Now()
+	m.SetTime(now)
+	st := open(t, rdb, session.Config{AbsoluteTimeout: time.Hour})
+	newBrowser().edit(t, st, set("x", 1)) // after which the clock is known
+	m.SetTime(now.Add(time.Since(now) + 300*time.Millisecond))
+	h := newBrowser().do(func(w http.ResponseWriter, r *http.Request) {
+		s, _ := st.Get(r, "s")
+		s.Values["x"], s.Options.MaxAge = 1, math.MaxInt
+		if err := s.Save(r, w); err != nil {
+			t.Error(err)
+		}
+	})
+	if c := h.Get("Set-Cookie"); !strings.Contains(c, "Max-Age=3600;") {
+		t.Errorf("Set-Cookie: %s; want the hour that the session has", c)
 	}
 }

@@ -120,3 +120,13 @@ func sessionKeys(t testing.TB, rdb redis.UniversalClient, prefix string) (keys [
 	}
 	return keys
 }
+
+// redisNow is the time by the clock of the server, which may not be this host's.
+func redisNow(t *testing.T, rdb redis.UniversalClient) time.Time {
+	t.Helper()
+	now, err := rdb.Time(t.Context()).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return now
+}

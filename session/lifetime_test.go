@@ -203,7 +203,7 @@ func TestShortenedDeadlines(t *testing.T) {
 		}
 		// A session that is older than the new absolute timeout is over at once.
 		keys, _ := rdb.Keys(t.Context(), session.DefaultPrefix+"*").Result()
-		created := time.Now().Add(-20 * time.Minute).UnixMilli()
+		created := redisNow(t, rdb).Add(-20 * time.Minute).UnixMilli()
 		rdb.HSet(t.Context(), keys[0], "m", strconv.FormatInt(created, 10)+",36000000,3600000,1200000,0")
 		if got := b.values(t, long); len(got) != 1 {
 			t.Errorf("Values by the long store = %v; want the session", got)
@@ -289,7 +289,7 @@ func TestSaveStopsAtAbsoluteEnd(t *testing.T) {
 		b.edit(t, st, set("x", 1))
 		k := rdb.Keys(t.Context(), session.DefaultPrefix+"*").Val()[0]
 		aged := func(minutes int) {
-			created := time.Now().Add(-time.Duration(minutes) * time.Minute).UnixMilli()
+			created := redisNow(t, rdb).Add(-time.Duration(minutes) * time.Minute).UnixMilli()
 			rdb.HSet(t.Context(), k, "m", strconv.FormatInt(created, 10)+",900000,600000,0,0")
 		}
 		aged(10)

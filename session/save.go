@@ -436,7 +436,9 @@ func (st *Store) took(x *state, reply saveReply) {
 func (st *Store) sendCookie(w http.ResponseWriter, x *state, opts sessions.Options) bool {
 	maxAge := opts.MaxAge
 	if maxAge > 0 && x.blob == nil {
-		left := x.meta.createdAt().UnixMilli() + x.meta.absolute - x.at.UnixMilli()
+		// What is known of the server's clock may be a little behind: nobody lives longer
+		// than from the beginning.
+		left := min(x.meta.createdAt().UnixMilli()+x.meta.absolute-x.at.UnixMilli(), x.meta.absolute)
 		maxAge = int(min(int64(maxAge), max((left+999)/1000, 1)))
 	}
 	x.resend = false

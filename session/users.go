@@ -17,7 +17,8 @@ import (
 	"github.com/redporch/redporch/internal/roundtrip"
 )
 
-// Info describes a stored session.
+// Info describes a stored session. Its times are by this host's clock: those of Redis, by
+// which sessions end, less the whole seconds that its clock is ahead.
 type Info struct {
 	ID       string    // public id, see ID
 	User     string    // that it is bound to, or ""
@@ -423,10 +424,12 @@ func (st *Store) info(id string, cmds []redis.Cmder) Info {
 	}
 	user, _ := v[1].(string)
 	label, _ := v[2].(string)
+	host := now()
+	ahead := st.now(st.keyOfID(id)).Sub(host).Round(time.Second)
 	return Info{
 		ID: id, User: user, Label: label,
-		Created: m.createdAt(), LastSeen: m.seenAt(),
-		Expires: now().Add(time.Duration(pttl) * time.Millisecond),
+		Created: m.createdAt().Add(-ahead), LastSeen: m.seenAt().Add(-ahead),
+		Expires: host.Add(time.Duration(pttl) * time.Millisecond),
 	}
 }
 

@@ -126,7 +126,7 @@ func TestIndexHealsItself(t *testing.T) {
 			t.Errorf("%d entries; young ones may belong to sessions about to be bound, want 3", n)
 		}
 		for _, id := range ids {
-			rdb.ZAdd(t.Context(), index, redis.Z{Score: float64(time.Now().Add(-2 * time.Minute).UnixMilli()), Member: id})
+			rdb.ZAdd(t.Context(), index, redis.Z{Score: float64(redisNow(t, rdb).Add(-2 * time.Minute).UnixMilli()), Member: id})
 		}
 		if list, err := st.Sessions(t.Context(), "ada"); len(list) != 1 || err != nil {
 			t.Errorf("Sessions = %+v, %v; want the living one", list, err)
@@ -149,7 +149,7 @@ func TestIndexOutlivesItsSessions(t *testing.T) {
 			t.Fatal(err)
 		}
 		index := rdb.Keys(t.Context(), session.DefaultPrefix+"user:*").Val()[0]
-		rdb.ZAdd(t.Context(), index, redis.Z{Score: float64(time.Now().Add(-20 * 24 * time.Hour).UnixMilli()), Member: old})
+		rdb.ZAdd(t.Context(), index, redis.Z{Score: float64(redisNow(t, rdb).Add(-20 * 24 * time.Hour).UnixMilli()), Member: old})
 		if _, err := login(t, newBrowser(), short, "ada"); err != nil {
 			t.Fatal(err)
 		}

@@ -83,10 +83,29 @@ func (c *clock) now() (t time.Time, bound time.Duration, ok bool) {
 // It costs no command. What it rests on travels along with the first call to a server, and
 // then with one each ten seconds, or the first after a failure.
 //
+// A server of a cluster that has not been asked yet is taken to have the clock of the one
+// that was asked last, within a second: such servers have their time from NTP, as a rule,
+// and of the first call nobody knows yet to which of them it goes.
+//
 // ok is false until a call has succeeded, and where TIME is not permitted; t is then this
 // host's time.
 func (c *Conn) ServerTime(key string) (t time.Time, bound time.Duration, ok bool) {
-	return c.eng.pairFor(key).clock.now()
+	t, bound, ok = c.eng.pairFor(key).clock.now()
+	if last := c.eng.lastClock.Load(); !ok && last != nil {
+		t, bound, ok = last.now()
+		bound += time.Second
+	}
+	return t, bound, ok
+}
+
+// LearnServerTime asks for what ServerTime tells if that is not known yet: for what is
+// stamped with it although no call went out before. It costs a round trip, once, and
+// no more than one a minute where TIME is not permitted.
+func (c *Conn) LearnServerTime(ctx context.Context, op, key string) {
+	if _, _, ok := c.ServerTime(key); ok || int64(time.Since(base)) < c.eng.pairFor(key).clock.next.Load() {
+		return
+	}
+	_ = c.Do(ctx, op, clockScript.Cmd(ctx, []string{key})) // with which TIME goes along
 }
 
 // RelearnServerTime has the next call to each server ask for the time again, and forget what
@@ -95,6 +114,7 @@ func RelearnServerTime(rdb redis.UniversalClient) {
 	e := engineFor(rdb)
 	forget := func(p *lanePair) { p.clock.known.Store(nil); p.clock.doubt() }
 	forget(e.lanes)
+	e.lastClock.Store(nil)
 	e.byMaster.Range(func(_, p any) bool { forget(p.(*lanePair)); return true })
 }
 
@@ -127,6 +147,7 @@ func (e *engine) processTimed(ctx context.Context, l *lane, cmds []redis.Cmder) 
 	came := int64(time.Since(base))
 	if t, ok := timeOf(ask); ok {
 		l.clock.learn(t, sent, came)
+		e.lastClock.Store(l.clock)
 	} else if err := ask.Err(); err != nil && isReply(err) {
 		l.clock.next.Store(came + int64(clockRetry))
 	} else {

@@ -37,6 +37,7 @@ type engine struct {
 	masters     atomic.Int64
 	topology    atomic.Bool // known, so that looking up a master does no I/O
 	discovering atomic.Bool
+	lastClock   atomic.Pointer[clock] // of the server that told its time last
 }
 
 // lanePair is one server's lanes. Commands that go out at most once have their
