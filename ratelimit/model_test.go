@@ -34,6 +34,42 @@ type mark struct {
 	era    *int
 	lease  string
 	units  int64
+
+	// Of a window: when the call was, what the window held just after, and how much of
+	// that was the call's.
+	when, top, n int64
+}
+
+// lows are to how few units of a window the latest were given back. A window is a number: it
+// can't tell whose units are left, but those above a low that came later are gone.
+type lows []low
+
+type low struct{ start, when, units int64 }
+
+// left is how many units of k are there still.
+func (ls lows) left(k *mark) int64 {
+	left := k.n
+	for _, l := range ls {
+		if l.start == k.at && l.when >= k.when {
+			left = min(left, k.n-k.top+l.units)
+		}
+	}
+	return max(left, 0)
+}
+
+// note adds a low of the window that began at start. Of before, the other window that
+// counts, all are kept, and 32 in all.
+func (ls *lows) note(start, when, units, before int64) {
+	*ls = slices.DeleteFunc(*ls, func(l low) bool {
+		return l.start != before && (l.start != start || l.units >= units)
+	})
+	if k := *ls; len(k) >= 32 {
+		if k[0].start == k[1].start {
+			k[1].units = k[0].units
+		}
+		*ls = k[1:]
+	}
+	*ls = append(*ls, low{start, when, units})
 }
 
 func newModel(p Policy) model {
@@ -54,6 +90,7 @@ func newModel(p Policy) model {
 type fixedModel struct {
 	p           Policy
 	start, used int64
+	lows        lows
 }
 
 func (m *fixedModel) size() int64 { return m.p.limit }
@@ -92,12 +129,20 @@ func (m *fixedModel) take(now, n int64, _ string) mark {
 	if n > 0 {
 		m.used += n
 	}
-	return mark{at: m.start}
+	return mark{at: m.start, when: now, top: m.used, n: n}
 }
 func (m *fixedModel) giveBack(now, n int64, k *mark) {
-	if k == nil || k.at == m.start {
-		m.used = max(0, m.used-n)
+	switch {
+	case k == nil:
+		if m.used > 0 {
+			m.lows.note(m.start, now, max(m.used-n, 0), m.start)
+		}
+	case k.at == m.start:
+		n = min(n, m.lows.left(k))
+	default:
+		return
 	}
+	m.used = max(0, m.used-n)
 }
 func (m *fixedModel) become(p Policy) { m.p = p }
 
@@ -166,6 +211,7 @@ type counterModel struct {
 	p                Policy
 	stored           int64 // window of the counters
 	start, prev, cur int64
+	lows             lows
 }
 
 func (m *counterModel) size() int64 { return m.p.limit }
@@ -203,23 +249,30 @@ func (m *counterModel) idle(now int64) bool {
 }
 func (m *counterModel) take(now, n int64, _ string) mark {
 	if w := m.p.window.Microseconds(); m.stored != w {
-		m.cur, m.prev, m.start, m.stored = ceilRat(m.used(now)), 0, now-now%w, w
+		start, _, _ := m.now(now)
+		from := max(start, now) // a clock that was stepped back begins nothing in the past
+		m.cur, m.prev, m.start, m.stored = ceilRat(m.used(now)), 0, from-from%w, w
 	}
 	m.start, m.prev, m.cur = m.now(now)
 	m.cur += n
-	return mark{at: m.start}
+	return mark{at: m.start, when: now, top: m.cur, n: n}
 }
 func (m *counterModel) giveBack(now, n int64, k *mark) {
 	switch {
-	case k == nil:
+	case k == nil && m.cur+m.prev > 0:
+		before := m.start - m.stored
 		d := min(n, m.cur)
 		m.cur -= d
-		m.prev -= min(n-d, m.prev)
-	case m.stored != m.p.window.Microseconds():
+		if d = min(n-d, m.prev); d > 0 {
+			m.prev -= d
+			m.lows.note(before, now, m.prev, m.start)
+		}
+		m.lows.note(m.start, now, m.cur, before)
+	case k == nil || m.stored != m.p.window.Microseconds():
 	case k.at == m.start:
-		m.cur -= min(n, m.cur)
+		m.cur -= min(n, m.cur, m.lows.left(k))
 	case k.at == m.start-m.stored:
-		m.prev -= min(n, m.prev)
+		m.prev -= min(n, m.prev, m.lows.left(k))
 	}
 }
 func (m *counterModel) become(p Policy) { m.p = p }
