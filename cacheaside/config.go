@@ -105,7 +105,8 @@ type Config struct {
 	Tracking bool
 
 	// Timeout is how long a call waits for Redis, whatever the client's own timeouts
-	// are; of a miss that is read, lease and fill together. What was loaded is cached
+	// are; of a miss that is read, lease and fill together, and a sixteenth more at
+	// most. What was loaded is cached
 	// also if the fill comes later; if the lease does, it is loaded once more in the
 	// background. A caller who waits for another process' load waits as long again for
 	// each look at it, and GetMany for each 1,000 keys. Zero means DefaultTimeout.

@@ -161,42 +161,26 @@ func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V], bul
 		if len(asked) == 0 {
 			break
 		}
-		captures := map[string]*roundtrip.ScriptCmd{}
+		var captures map[string]*roundtrip.ScriptCmd
 		for _, a := range asked {
 			for _, tag := range a.ref.tags {
 				if captures[tag] == nil {
+					if captures == nil {
+						captures = make(map[string]*roundtrip.ScriptCmd)
+					}
 					captures[tag] = c.captureTag(ctx, tag)
 					cmds = append(cmds, captures[tag])
 				}
 			}
 		}
-		var errs []error
-		ask := func() { errs = c.each(ctx, "acquire", cmds) }
-		answer := func(a *attempt[K, V], i int) (g grant, err error) {
-			if i >= len(errs) { // a hook of the client panicked
-				return g, errReply
-			}
-			if err = errs[i]; err == nil {
-				a.versions, err = c.captured(a.ref.tags, captures)
-			}
-			if err == nil {
-				g, err = c.granted(cmds[i].(*roundtrip.ScriptCmd))
-			}
-			return g, err
-		}
-		given := make(chan []*attempt[K, V], 1)
-		if !c.within(time.Until(by), ask, func() { c.leasedLate(ctx, <-given, asked, bulk, answer) }) {
-			c.report("acquire", errSlow)
-			late := make([]*attempt[K, V], len(asked))
-			for i, a := range asked {
-				late[i] = &attempt[K, V]{ref: a.ref, seen: a.seen, mark: a.mark, lease: a.lease}
-				a.lease = ""
-			}
-			given <- late
+		q := &leaseQuery[K, V]{c: c, cmds: cmds, captures: captures}
+		if left := time.Until(by); c.whole(left) {
+			c.shield(func() { q.ask(ctx) })
+		} else if !c.askWithin(ctx, left, q, asked, bulk) {
 			return append(load, asked...), busy
 		}
 		for i, a := range asked {
-			g, err := answer(a, i)
+			g, err := q.answer(a, i)
 			switch {
 			case err != nil:
 				// The lease may have been taken nevertheless, even later. It must not
@@ -232,6 +216,51 @@ func (c *Cache[K, V]) acquire(ctx context.Context, waiting []*attempt[K, V], bul
 	}
 	return load, busy
 }
+
+// leaseQuery asks for leases and for the versions of tags in one round trip.
+type leaseQuery[K comparable, V any] struct {
+	c        *Cache[K, V]
+	cmds     []redis.Cmder
+	captures map[string]*roundtrip.ScriptCmd // of tags
+	errs     []error
+}
+
+func (q *leaseQuery[K, V]) ask(ctx context.Context) { q.errs = q.c.each(ctx, "acquire", q.cmds) }
+
+// answer is what was said of the i-th key, that of a.
+func (q *leaseQuery[K, V]) answer(a *attempt[K, V], i int) (g grant, err error) {
+	if i >= len(q.errs) { // a hook of the client panicked
+		return g, errReply
+	}
+	if err = q.errs[i]; err == nil {
+		a.versions, err = q.c.captured(a.ref.tags, q.captures)
+	}
+	if err == nil {
+		g, err = q.c.granted(q.cmds[i].(*roundtrip.ScriptCmd))
+	}
+	return g, err
+}
+
+// askWithin asks for no longer than left, and reports whether the answer is there. If not,
+// what was asked for is to be loaded without a lease.
+func (c *Cache[K, V]) askWithin(ctx context.Context, left time.Duration, q *leaseQuery[K, V], asked []*attempt[K, V], bulk bool) bool {
+	given := make(chan []*attempt[K, V], 1)
+	if c.within(left, func() { q.ask(ctx) }, func() { c.leasedLate(ctx, <-given, asked, bulk, q.answer) }) {
+		return true
+	}
+	c.report("acquire", errSlow)
+	late := make([]*attempt[K, V], len(asked))
+	for i, a := range asked {
+		late[i] = &attempt[K, V]{ref: a.ref, seen: a.seen, mark: a.mark, lease: a.lease}
+		a.lease = ""
+	}
+	given <- late
+	return false
+}
+
+// whole reports whether nearly all of Timeout is left, to a sixteenth: then a round trip,
+// which ends by itself after Timeout, needs no goroutine and timer that end the wait for it.
+func (c *Cache[K, V]) whole(left time.Duration) bool { return left >= c.cfg.Timeout-c.cfg.Timeout/16 }
 
 // leasedLate uses leases that came after the callers had left for loads without: to load
 // once more when those, direct, have ended, so that there is a value for those who come

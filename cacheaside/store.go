@@ -42,9 +42,12 @@ func (c *Cache[K, V]) store(ctx context.Context, as []*attempt[K, V], took, left
 			c.giveBack(ctx, back)
 			c.fill(ctx, stored)
 		}
-		if as[0].f == nil { // nobody waits
+		switch {
+		case as[0].f == nil: // nobody waits
 			write()
-		} else {
+		case c.whole(left):
+			c.shield(write)
+		default:
 			// Who came before the load may have what it returned, whatever Redis says of
 			// it, so they don't wait for longer than is left to them.
 			c.within(left, write, func() {})

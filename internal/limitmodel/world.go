@@ -348,9 +348,7 @@ func (w *World) settle(c *chooser, now int64, id int, actual int64) {
 		}
 		w.giveBack(c, now, r.subject, p, func(s state) {
 			if w.lost[k] && c.choose(2) == 1 {
-				// The same window came again. If the latest units of it were refunded, it
-				// is less.
-				s.mistake(c, back-int64(c.choose(int(back)+1)))
+				s.mistake(c, back) // the same window came again
 				return
 			}
 			s.giveBack(c, p, now, r.id, back)
