@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -21,7 +22,7 @@ func testKey(b byte) []byte {
 // with the next id; in a session that has a bond it is refused.
 func TestValuesWithoutABond(t *testing.T) {
 	redistest.Run(t, func(t *testing.T, rdb redis.UniversalClient) {
-		st, err := New(rdb, Config{EncryptionKeys: [][]byte{testKey(1)}})
+		st, err := New(rdb, Config{Timeout: time.Minute, EncryptionKeys: [][]byte{testKey(1)}})
 		if err != nil {
 			t.Fatal(err)
 		}
